@@ -1,0 +1,1 @@
+"""Opening archives and fixing their content."""

@@ -1,0 +1,50 @@
+"""Asking a source what a plan needs to know, and refusing what would not work before anything is touched."""
+
+from collections import defaultdict
+
+from ferry.backup.plan import BackupPlan, Measured
+from ferry.connections import Connections
+from ferry.errors import PreflightError
+from ferry.models import ClusterLayout, PeerId, ShardId
+from ferry.qdrant.resources import Need, read_headroom, require_headroom
+from ferry.verify.archive import require_spool
+
+
+def measure(connections: Connections, layout: ClusterLayout) -> Measured:
+    """Exact points and estimated bytes of every replica, each asked from its own node.
+
+    Bytes come from ``/telemetry`` (vectors and payloads, an estimate; Qdrant has no exact number before 1.18).
+    """
+    cluster = connections.cluster
+    sizes: dict[str, dict[ShardId, dict[PeerId, int]]] = defaultdict(lambda: defaultdict(dict))
+    for node in layout.nodes:
+        telemetry = cluster.node(node.peer_id).telemetry(4)
+        for entry in (telemetry.get("collections") or {}).get("collections") or []:
+            for shard in entry.get("shards") or []:
+                local = shard.get("local") or {}
+                told = int(local.get("vectors_size_bytes") or 0) + int(local.get("payloads_size_bytes") or 0)
+                sizes[entry["id"]][ShardId(shard["id"])][node.peer_id] = told
+    return Measured(
+        points={collection.name: cluster.exact_counts(collection) for collection in layout.collections}, bytes=sizes
+    )
+
+
+def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
+    """The plan with findings added; raises PreflightError when the cluster, a node's disk or the worker's is not ready.
+
+    A node needs room for the largest snapshot of its lane, since each is deleted before the next one is made.
+    """
+    if not plan.archives:
+        msg = f"Cluster {plan.cluster} has no collection to back up."
+        raise PreflightError(msg, "Create one, or correct the patterns.")
+    cluster = connections.cluster
+    findings = cluster.require_quiet(plan.layout)
+    needs = {
+        peer: Need(disk_bytes=max(archive.estimated_bytes for archive in lane), ram_bytes=0)
+        for peer, lane in plan.lanes().items()
+    }
+    headrooms = read_headroom(cluster, plan.layout)
+    findings += require_headroom(headrooms, needs, cluster.profile.headroom.when_unknown)
+    largest = max(archive.estimated_bytes for archive in plan.archives)
+    require_spool(connections, largest, connections.worker.parallel_proofs)
+    return plan.model_copy(update={"findings": plan.findings + tuple(findings)})

@@ -1,0 +1,127 @@
+"""Every error that Ferry raises, in one tree split by what the operator does next.
+
+FerryError
+├── ConfigurationError        a setting or a parameter is wrong; nothing was asked of any server
+├── PreflightError            it would not work; nothing was changed
+│   ├── LayoutError           the nodes disagree, one is missing, an address rotates, a replica is not Active
+│   ├── VersionError          the version rule forbids it
+│   └── HeadroomError         not enough disk or RAM, or nobody can tell
+├── NodeError                 a Qdrant node answered wrongly
+│   ├── NodeUnreachableError  no answer, a 5xx or a 429 (transient)
+│   ├── NodeRefusedError      a 4xx: the request is wrong or forbidden
+│   └── SnapshotError         a snapshot could not be made, read or recovered
+├── RepositoryError           the bucket or what is in it
+│   ├── StoreUnavailableError no answer, 5xx, slow down (transient)
+│   ├── StoreRefusedError     wrong key, no right, no such bucket
+│   ├── ConflictError         a conditional put was refused: somebody else was first
+│   ├── LeaseHeldError        another run is at work on the same cluster
+│   ├── BackupNotFoundError   no such backup, or it has no manifest
+│   └── ArchiveDamagedError   bytes, count or digest are not what the manifest says
+├── RestoreError              a restore could not be finished; the live collection is untouched
+├── VerificationError         two things that must be equal are not
+└── StoppedError              a cancel was asked for and obeyed
+"""
+
+from typing import ClassVar
+
+
+class FerryError(Exception):
+    """A fact (node, shard, object, numbers), whether data changed, and the next command.
+
+    All arguments go to ``super().__init__`` so that the error survives pickling between processes.
+    """
+
+    transient: ClassVar[bool] = False
+    default_remedy: ClassVar[str | None] = None
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy or self.default_remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n→ {self.remedy}" if self.remedy else self.message
+
+
+class ConfigurationError(FerryError):
+    """A setting or a parameter is wrong; nothing was asked of any server."""
+
+    default_remedy = "Correct the setting, then run: python -m ferry doctor"
+
+
+class PreflightError(FerryError):
+    """It would not work; nothing was changed."""
+
+
+class LayoutError(PreflightError):
+    """The nodes disagree, one is missing, an address rotates over peers, or a replica is not Active."""
+
+
+class VersionError(PreflightError):
+    """The version rule forbids this source on this target."""
+
+
+class HeadroomError(PreflightError):
+    """Not enough disk or RAM on a node or on the worker, or nobody can tell."""
+
+
+class NodeError(FerryError):
+    """A Qdrant node answered wrongly."""
+
+
+class NodeUnreachableError(NodeError):
+    """No answer in time, a 5xx, or a 429: trying again may help."""
+
+    transient = True
+
+
+class NodeRefusedError(NodeError):
+    """A 4xx: the request is wrong, forbidden, or names what does not exist."""
+
+
+class SnapshotError(NodeError):
+    """A snapshot could not be made, read or recovered."""
+
+
+class RepositoryError(FerryError):
+    """The bucket, or what is in it."""
+
+
+class StoreUnavailableError(RepositoryError):
+    """No answer in time, a 5xx, or a request to slow down: trying again may help."""
+
+    transient = True
+
+
+class StoreRefusedError(RepositoryError):
+    """Wrong key, missing right, or no such bucket."""
+
+
+class ConflictError(RepositoryError):
+    """A conditional put was refused by the store: somebody else wrote first."""
+
+
+class LeaseHeldError(RepositoryError):
+    """Another run is at work on the same cluster and repository."""
+
+
+class BackupNotFoundError(RepositoryError):
+    """No such backup, or one without its manifest, which is no backup."""
+
+    default_remedy = "See what there is: python -m ferry list"
+
+
+class ArchiveDamagedError(RepositoryError):
+    """Bytes, count or digest of an archive are not what they must be."""
+
+
+class RestoreError(FerryError):
+    """A restore could not be finished; the live collection and its alias are untouched."""
+
+
+class VerificationError(FerryError):
+    """Two things that must be equal are not."""
+
+
+class StoppedError(FerryError):
+    """A cancel was asked for and obeyed at the next part."""

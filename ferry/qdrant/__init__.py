@@ -1,0 +1,1 @@
+"""Qdrant nodes and clusters over REST."""

@@ -1,0 +1,66 @@
+"""Points of one replica on one node, or of a whole collection through it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ferry.models import ShardId
+from ferry.qdrant.http import path_of
+from ferry.qdrant.node import Node
+
+Point = dict[str, Any]
+PointId = int | str
+
+_MOST_IDS = 1000
+
+
+def count(node: Node, collection: str, shard_id: ShardId | None = None) -> int:
+    """Exact number of points: of the whole collection, or of this node's own replica of one shard.
+
+    The shard routes are not in the published document, but in every version from 1.16.3 to 1.19; they read the local
+    replica whatever its state, and answer 404 where the node has none.
+    """
+    answer = node.patient_request("POST", _points(collection, shard_id) + "/count", json={"exact": True})
+    return int(answer["count"])
+
+
+def scroll_shard(
+    node: Node,
+    collection: str,
+    shard_id: ShardId,
+    *,
+    batch_points: int = 1000,
+    with_vectors: bool = True,
+    with_payload: bool = True,
+) -> Iterator[list[Point]]:
+    """All points of this node's replica, ordered by id; batches shrink to what strict mode allows."""
+    limit = min(batch_points, _strict_limit(node, collection, "max_query_limit") or batch_points)
+    offset: PointId | None = None
+    while True:
+        body = {"limit": limit, "offset": offset, "with_vector": with_vectors, "with_payload": with_payload}
+        page = node.patient_request("POST", _points(collection, shard_id) + "/scroll", json=body)
+        if page["points"]:
+            yield page["points"]
+        offset = page.get("next_page_offset")
+        if offset is None:
+            return
+
+
+def retrieve_shard(node: Node, collection: str, shard_id: ShardId, ids: Sequence[PointId]) -> list[Point]:
+    """The points of these ids on this node's replica, with vectors and payload; missing ones are left out."""
+    # Strict mode charges one token for each id, and refuses for good what is larger than a minute's worth.
+    size = min(_MOST_IDS, _strict_limit(node, collection, "read_rate_limit") or _MOST_IDS)
+    found: list[Point] = []
+    for start in range(0, len(ids), size):
+        body = {"ids": list(ids[start : start + size]), "with_vector": True, "with_payload": True}
+        found += node.patient_request("POST", _points(collection, shard_id), json=body)
+    return found
+
+
+def _strict_limit(node: Node, collection: str, limit: str) -> int | None:
+    strict = node.collection(collection)["config"].get("strict_mode_config") or {}
+    return strict.get(limit) if strict.get("enabled") else None
+
+
+def _points(collection: str, shard_id: ShardId | None) -> str:
+    shard = "" if shard_id is None else path_of("shards", shard_id)
+    return path_of("collections", collection) + shard + "/points"

@@ -1,0 +1,133 @@
+"""What one node says of its cluster at one moment, and where such views differ."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ferry.models import NodeInfo, PeerId, ShardId, ShardKey
+from ferry.qdrant.node import STANDALONE_PEER, Node
+
+ReplicaStates = dict[tuple[ShardId, PeerId], str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CollectionView:
+    """One collection as one node sees it: Qdrant's two documents, and what is in them."""
+
+    info: dict[str, Any]
+    replicas: ReplicaStates
+    keys: dict[ShardId, ShardKey | None]
+    transfers: list[dict[str, Any]]
+    resharding: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node's own view of the whole cluster."""
+
+    info: NodeInfo
+    cluster: dict[str, Any]
+    names: list[str]
+    aliases: dict[str, str]
+    collections: dict[str, CollectionView]
+
+    @property
+    def peers(self) -> set[PeerId]:
+        """The peers that this node knows, itself included."""
+        return {PeerId(int(peer)) for peer in self.cluster.get("peers", {self.info.peer_id: None})}
+
+
+def each(nodes: Sequence[Node], ask: Callable[[Node], T]) -> list[T]:
+    """Ask every node at the same time; answers in the order of nodes, the first error raised."""
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes)), thread_name_prefix="ferry-node") as pool:
+        return list(pool.map(ask, nodes))
+
+
+def read_collection_view(node: Node, name: str) -> CollectionView:
+    """Read one collection from one node."""
+    info, places = node.collection(name), node.collection_cluster(name)
+    # A single node without cluster mode has a number of its own here that nothing else shows: it is peer 0 in Ferry.
+    own = STANDALONE_PEER if node.peer_id == STANDALONE_PEER else PeerId(places["peer_id"])
+    replicas: ReplicaStates = {(ShardId(shard["shard_id"]), own): shard["state"] for shard in places["local_shards"]}
+    for shard in places["remote_shards"]:
+        replicas[ShardId(shard["shard_id"]), PeerId(shard["peer_id"])] = shard["state"]
+    shards = [*places["local_shards"], *places["remote_shards"]]
+    return CollectionView(
+        info=info,
+        replicas=replicas,
+        keys={ShardId(shard["shard_id"]): shard.get("shard_key") for shard in shards},
+        transfers=places["shard_transfers"],
+        resharding=places.get("resharding_operations") or [],
+    )
+
+
+def read_view(node: Node, info: NodeInfo, selected: Sequence[str]) -> NodeView:
+    """Read everything that one node says, and of the selected collections the details."""
+    return NodeView(
+        info=info,
+        cluster=node.cluster_info(),
+        names=node.collections(),
+        aliases=node.aliases(),
+        collections={name: read_collection_view(node, name) for name in selected},
+    )
+
+
+def disagreements(views: Sequence[NodeView]) -> list[str]:
+    """Where nodes see the same thing differently, or say that consensus does not work; empty when all is well."""
+    problems: list[str] = []
+    first = views[0]
+    for view in views:
+        problems += _consensus_problems(view)
+        pair = f"{first.info.label} and {view.info.label}"
+        if view.peers != first.peers:
+            problems.append(f"{pair} know different peers: {_listed(first.peers)} and {_listed(view.peers)}")
+        if view.names != first.names:
+            only = set(view.names) ^ set(first.names)
+            problems.append(f"{pair} do not both have the collections {_listed(only)}")
+        if view.aliases != first.aliases:
+            only_aliases = {alias for alias, _ in set(view.aliases.items()) ^ set(first.aliases.items())}
+            problems.append(f"{pair} do not agree on the aliases {_listed(only_aliases)}")
+        problems += _collection_problems(first, view, pair)
+    return problems
+
+
+def _consensus_problems(view: NodeView) -> list[str]:
+    if view.info.peer_id == STANDALONE_PEER:
+        return []
+    problems = []
+    thread = view.cluster["consensus_thread_status"]["consensus_thread_status"]
+    if thread != "working":
+        problems.append(f"consensus on {view.info.label} is {thread}")
+    if pending := view.cluster["raft_info"]["pending_operations"]:
+        problems.append(f"{view.info.label} has {pending} operations of consensus still to apply")
+    for uri, failure in view.cluster["message_send_failures"].items():
+        problems.append(f"{view.info.label} cannot reach the peer at {uri} ({failure.get('count')} messages failed)")
+    return problems
+
+
+def _collection_problems(first: NodeView, view: NodeView, pair: str) -> list[str]:
+    problems = []
+    for name in sorted(first.collections.keys() & view.collections.keys()):
+        ours, theirs = first.collections[name], view.collections[name]
+        if ours.replicas != theirs.replicas:
+            different = sorted(set(ours.replicas.items()) ^ set(theirs.replicas.items()))
+            shards = _listed({shard for (shard, _), _ in different})
+            problems.append(f"{pair} see the replicas of shards {shards} of {name} differently")
+        if ours.keys != theirs.keys:
+            problems.append(f"{pair} see the shard keys of {name} differently")
+        if ours.info["config"] != theirs.info["config"]:
+            problems.append(f"{pair} have different configurations of {name}")
+        if _schema(ours) != _schema(theirs):
+            problems.append(f"{pair} have different payload indexes on {name}")
+    return problems
+
+
+def _schema(view: CollectionView) -> dict[str, Any]:
+    """The payload indexes without their number of points, which is each node's own."""
+    return {field: {**info, "points": 0} for field, info in view.info["payload_schema"].items()}
+
+
+def _listed(things: Iterable[object]) -> str:
+    return ", ".join(sorted(str(thing) for thing in things)) or "none"

@@ -1,0 +1,152 @@
+"""Reports as plain rows and Markdown: the same in the Prefect UI, in the terminal and in files."""
+
+from typing import Any
+
+from ferry.backup.plan import BackupPlan
+from ferry.models import Finding
+from ferry.repository.manifest import BackupRecord, CollectionManifest
+from ferry.restore.plan import RestorePlan
+from ferry.verify.replica import ReplicaVerdict
+
+Row = dict[str, Any]
+
+
+def size(number: float) -> str:
+    """Bytes as people read them, in powers of ten as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def findings_text(findings: tuple[Finding, ...]) -> str:
+    """Findings as a Markdown list, or a sentence that there are none."""
+    if not findings:
+        return "No findings."
+    lines = []
+    for finding in findings:
+        lines.append(f"- **{finding.severity}** {finding.subject}: {finding.message}")
+        if finding.remedy:
+            lines.append(f"  → {finding.remedy}")
+    return "\n".join(lines)
+
+
+def backup_plan_rows(plan: BackupPlan) -> list[Row]:
+    """One row an archive: what is read from where, and why there."""
+    return [
+        {
+            "collection": archive.collection,
+            "shard": "all" if archive.shard_id is None else archive.shard_id,
+            "from node": archive.node.label,
+            "points": sum(max((c.points for c in shard.replica_counts), default=0) for shard in archive.shards),
+            "at most": size(archive.estimated_bytes),
+            "why": archive.reason,
+        }
+        for archive in plan.archives
+    ]
+
+
+def backup_plan_text(plan: BackupPlan) -> str:
+    """The plan in words."""
+    nodes = ", ".join(f"{node.label} ({node.version})" for node in plan.layout.nodes)
+    return (
+        f"Plan of backup {plan.backup_id}: {len(plan.archives)} archives, at most {size(plan.estimated_bytes)}, "
+        f"proof level {plan.proof}. Nodes: {nodes}.\n\n{findings_text(plan.findings)}"
+    )
+
+
+def collection_rows(manifest: CollectionManifest, speeds: dict[str, float]) -> list[Row]:
+    """One row a shard, as stored and proven; ``speeds`` are MB/s by the archive's key in its collection's folder."""
+    names = {node.peer_id: node.url.split("://", 1)[-1] for node in manifest.nodes}
+    return [
+        {
+            "shard": shard.shard_id,
+            "key": "" if shard.shard_key is None else shard.shard_key,
+            "node": names[archive.source_peer],
+            "points": "not counted" if shard.proof.points is None else shard.proof.points,
+            "bytes": archive.bytes,
+            "sha256": archive.sha256[:16],
+            "digest": shard.proof.content.digest[:16] if shard.proof.content else "",
+            "MB/s": round(speeds.get(archive.key, 0.0), 1),
+        }
+        for archive in manifest.archives
+        for shard in archive.shards
+    ]
+
+
+def collection_text(manifest: CollectionManifest) -> str:
+    """One collection's backup in words."""
+    points = "points not counted" if manifest.points is None else f"{manifest.points} points"
+    return (
+        f"{manifest.collection}: {points} in {len(manifest.layout)} shards, {size(manifest.bytes)}, proven. First to "
+        f"last shard: {manifest.skew_seconds:.1f} s; Qdrant has no cluster-wide point in time, so writes in that span "
+        f"may be in one shard and not in another.\n\n{findings_text(manifest.findings)}"
+    )
+
+
+def backup_verdict(record: BackupRecord) -> str:
+    """The record of a run as Markdown."""
+    rows = "\n".join(
+        f"| {entry.collection} | {'not counted' if entry.points is None else entry.points} | {size(entry.bytes)} |"
+        for entry in record.collections
+    )
+    aliases = ", ".join(f"{alias} → {name}" for alias, name in sorted(record.aliases.items())) or "none"
+    return (
+        f"## Backup {record.backup_id} of {record.cluster} is proven\n\n"
+        f"| collection | points | bytes |\n|---|---|---|\n{rows}\n\nAliases saved: {aliases}.\n\n"
+        f"{findings_text(record.findings)}\n\n"
+        f"Restore one: `python -m ferry restore --cluster TARGET --repository REPOSITORY "
+        f"--source-cluster {record.cluster} --backup {record.backup_id} COLLECTION`"
+    )
+
+
+def restore_plan_rows(plan: RestorePlan) -> list[Row]:
+    """One row a node: what it needs at most."""
+    return [
+        {
+            "node": node.label,
+            "version": node.version,
+            "disk needed": size(plan.needs[node.peer_id].disk_bytes),
+            "memory needed": size(plan.needs[node.peer_id].ram_bytes),
+        }
+        for node in plan.layout.nodes
+    ]
+
+
+def restore_plan_text(plan: RestorePlan) -> str:
+    """The plan of a restore in words, with the reason of each choice."""
+    manifest, request = plan.manifest, plan.request
+    points = "an uncounted number of" if manifest.points is None else f"{manifest.points}"
+    reasons = "\n".join(f"- {reason}" for reason in plan.reasons)
+    return (
+        f"Restore {manifest.collection} of {request.source_cluster} from backup {manifest.backup_id} to "
+        f"{request.cluster} as **{plan.target}**: {points} points, {len(manifest.layout)} shards × "
+        f"{plan.replication_factor} replicas, {size(plan.bytes_to_move)} to move; verified by {request.verify}.\n\n"
+        f"{reasons}\n\n{findings_text(plan.findings)}"
+    )
+
+
+def verdict_rows(verdicts: list[ReplicaVerdict], names: dict[int, str]) -> list[Row]:
+    """One row a replica: what was compared, and whether it is equal."""
+    return [
+        {
+            "shard": verdict.shard_id,
+            "node": names.get(verdict.peer_id, str(verdict.peer_id)),
+            "points": verdict.points,
+            "compared": verdict.compared,
+            "digest": (verdict.digest or "")[:16],
+            "verdict": "; ".join(verdict.problems) or "equal",
+        }
+        for verdict in verdicts
+    ]
+
+
+def restore_verdict(plan: RestorePlan, verdicts: list[ReplicaVerdict], findings: tuple[Finding, ...]) -> str:
+    """How a restore ended, as Markdown."""
+    alias = f" Alias **{plan.request.alias}** points at it." if plan.request.alias else ""
+    compared = {"count": "exact counts", "sample": "counts and sampled points field by field", "content": "every point"}
+    return (
+        f"## {plan.target} is restored and equal to its proof\n\n{len(verdicts)} replicas compared by "
+        f"{compared[plan.request.verify]} with backup {plan.manifest.backup_id}.{alias}\n\n{findings_text(findings)}"
+    )

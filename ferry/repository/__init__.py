@@ -1,0 +1,1 @@
+"""The bucket: bytes, keys, manifests, leases."""

@@ -1,0 +1,1 @@
+"""Comparing two things after an operation."""

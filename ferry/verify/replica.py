@@ -1,0 +1,86 @@
+"""Comparing one replica on a live node with the proof of its shard."""
+
+from ferry.archive.digest import ShardDigest, point_fields
+from ferry.archive.proof import Proof
+from ferry.models import PeerId, Progress, ShardId, Value, VerifyLevel, no_progress
+from ferry.qdrant import points as qdrant_points
+from ferry.qdrant.node import Node
+
+SCROLL_POINTS = 1000
+
+
+class ReplicaVerdict(Value):
+    """What was compared on one replica, and what differs; ``problems`` is empty when all is equal."""
+
+    collection: str
+    shard_id: ShardId
+    peer_id: PeerId
+    level: VerifyLevel
+    points: int
+    compared: int
+    digest: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+def verify_replica(
+    node: Node, collection: str, shard_id: ShardId, proof: Proof, level: VerifyLevel, progress: Progress = no_progress
+) -> ReplicaVerdict:
+    """Compare one replica: exact count always; ``sample`` field by field; ``content`` the full digest.
+
+    Reads that node's own replica through the local-shard routes, so another node's copy never answers for it.
+    """
+    points = qdrant_points.count(node, collection, shard_id)
+    problems = []
+    if proof.points is not None and points != proof.points:
+        problems.append(f"{points} points, the proof says {proof.points}")
+    compared, digest = 0, None
+    if level == "sample":
+        compared = len(proof.sample)
+        problems += _sample_problems(node, collection, shard_id, proof)
+    elif level == "content":
+        found = shard_digest(node, collection, shard_id, progress)
+        compared, digest = found.points, found.content().digest
+        if proof.content is None:
+            problems.append("the backup was proven without a content digest, so there is nothing to compare with")
+        elif digest != proof.content.digest:
+            ranges = proof.content.differing_ranges(found.content())
+            problems.append(f"content digest differs in {len(ranges)} of 256 sub-ranges: {', '.join(ranges[:8])}")
+    return ReplicaVerdict(
+        collection=collection,
+        shard_id=shard_id,
+        peer_id=node.peer_id,
+        level=level,
+        points=points,
+        compared=compared,
+        digest=digest,
+        problems=tuple(problems),
+    )
+
+
+def shard_digest(node: Node, collection: str, shard_id: ShardId, progress: Progress = no_progress) -> ShardDigest:
+    """The content digest of one replica, read point by point from its node."""
+    digest = ShardDigest()
+    for batch in qdrant_points.scroll_shard(node, collection, shard_id, batch_points=SCROLL_POINTS):
+        for point in batch:
+            digest.add(point["id"], point.get("payload"), point.get("vector"))
+        progress(len(batch))
+    return digest
+
+
+def _sample_problems(node: Node, collection: str, shard_id: ShardId, proof: Proof) -> list[str]:
+    wanted = {str(sample.id): sample for sample in proof.sample}
+    found = {}
+    for point in qdrant_points.retrieve_shard(node, collection, shard_id, [sample.id for sample in proof.sample]):
+        found[str(point["id"])] = point_fields(point["id"], point.get("payload"), point.get("vector"))
+    problems = []
+    for point_id, sample in wanted.items():
+        if point_id not in found:
+            problems.append(f"point {point_id} is missing")
+            continue
+        fields = found[point_id]
+        differing = sorted(
+            name for name in fields.keys() | sample.fields.keys() if fields.get(name) != sample.fields.get(name)
+        )
+        if differing:
+            problems.append(f"point {point_id} differs in {', '.join(differing)}")
+    return problems

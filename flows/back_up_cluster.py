@@ -1,0 +1,55 @@
+"""Back up a Qdrant cluster: snapshots of every shard to S3, each read back and proven before it counts.
+
+Trigger: the nightly schedule, the button in the UI, or the API. Reads every node; writes
+``<prefix>/backups/<cluster>/<backup_id>/…`` and nothing else. A failure leaves no snapshot on a node, no half upload in
+the bucket, and no manifest that lies; collections that were finished before it count.
+"""
+
+from prefect import flow
+
+from ferry.models import ProofLevel, SnapshotKind
+from tasks import back_up_cluster as tasks
+from tasks.parameters import ClusterName, Pattern, RepositoryName
+from tasks.policy import threads
+
+
+@flow(name="back-up-cluster", flow_run_name="back up {cluster} to {repository}", task_runner=threads())
+def back_up_cluster(
+    cluster: ClusterName,
+    repository: RepositoryName,
+    collections: list[Pattern] = ["*"],  # noqa: B006 - Prefect shows the default in the form; nobody changes it
+    exclude: list[Pattern] = [],  # noqa: B006
+    kind: SnapshotKind = "shard",
+    proof: ProofLevel = "content",
+    dry_run: bool = False,
+) -> str:
+    """Back up collections of a cluster to a bucket, and prove that the backup can be restored.
+
+    Args:
+        cluster: The cluster to back up, by the name it has in the settings (clusters.NAME).
+        repository: Where the backup goes, by the name it has in the settings (repositories.NAME).
+        collections: Names or patterns (docs-*) of the collections to back up. All of them by default.
+        exclude: Names or patterns of collections to leave out.
+        kind: shard stores one snapshot of each shard and restores onto any number of nodes. node stores the classic
+            collection snapshot of every node, which stock tools can restore, at the cost of storing every replica.
+        proof: content opens every archive and fixes its exact count and a digest of every point. count only counts.
+            bytes only reads the bytes back.
+        dry_run: Show the plan and stop. Nothing is created anywhere.
+
+    Returns:
+        The id of the backup.
+    """
+    request = tasks.request_backup(
+        cluster, repository, include=tuple(collections), exclude=tuple(exclude), kind=kind, proof=proof
+    )
+    layout = tasks.read_layout(request)
+    plan = tasks.plan_backup(request, layout)
+    if not dry_run:
+        with tasks.alone_and_tidied(plan) as lease:
+            stored = tasks.store_archives(plan)
+            entries = [
+                tasks.commit_collection(plan, name, archives, lease) for name, archives in stored.proven().items()
+            ]
+            stored.raise_failures()
+            tasks.commit_backup(plan, entries, lease)
+    return plan.backup_id

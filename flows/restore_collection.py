@@ -1,0 +1,74 @@
+"""Restore a collection from a proven backup: under a new name, on any number of nodes, compared, then put into service.
+
+Trigger: the form in the UI, or the API. Reads the bucket; creates one new collection on the target cluster and, last,
+moves one alias. A failure drops the new collection again; the live collection and its alias are untouched.
+"""
+
+from prefect import flow
+
+from ferry.models import VerifyLevel
+from tasks import restore_collection as tasks
+from tasks.parameters import ClusterName, Name, Replication, RepositoryName
+from tasks.policy import threads
+
+
+@flow(name="restore-collection", flow_run_name="restore {collection} to {cluster}", task_runner=threads())
+def restore_collection(
+    cluster: ClusterName,
+    repository: RepositoryName,
+    source_cluster: ClusterName,
+    collection: Name,
+    backup: Name = "latest",
+    into: Name | None = None,
+    replication_factor: Replication | None = None,
+    alias: Name | None = None,
+    verify: VerifyLevel = "sample",
+    keep_on_failure: bool = False,
+    dry_run: bool = False,
+) -> str:
+    """Restore one collection from a backup into a new collection, and compare it with the backup's proof.
+
+    Args:
+        cluster: The cluster to restore to, by the name it has in the settings. It may have another number of nodes.
+        repository: Where the backup is, by the name it has in the settings.
+        source_cluster: The cluster that the backup was made of.
+        collection: The collection's name in the backup.
+        backup: The id of the backup, or latest for the newest one that holds this collection.
+        into: Name of the new collection. Left out, it is the old name with the backup's id behind it.
+        replication_factor: Copies of each shard. Left out, as many as the source had, at most one a node.
+        alias: An alias to point at the new collection when it is restored and equal to its proof. Moved last, in one
+            atomic request; whatever it pointed at before stays.
+        verify: count compares the exact count of every replica. sample also compares random points field by field.
+            content compares every point of every replica, which reads everything once.
+        keep_on_failure: Keep the new collection when the restore fails, to look at it. Otherwise it is dropped.
+        dry_run: Show the plan, with bytes, disk and memory for each node and the reason of each choice, and stop.
+
+    Returns:
+        The name of the new collection.
+    """
+    request = tasks.request_restore(
+        cluster,
+        repository,
+        source_cluster=source_cluster,
+        collection=collection,
+        backup=backup,
+        into=into,
+        replication_factor=replication_factor,
+        alias=alias,
+        verify=verify,
+        keep_on_failure=keep_on_failure,
+    )
+    if dry_run:
+        return tasks.plan_restore(request).target
+    with tasks.alone_and_tidied(request):
+        plan = tasks.plan_restore(request)
+        with tasks.discarded_on_failure(plan):
+            replicas = tasks.create_target(plan)
+            recovered = tasks.on_every_replica(tasks.recover_replica, replicas, "recovering")
+            tasks.settle_target(plan)
+            verdicts = tasks.on_every_replica(tasks.verify_replica, replicas, "verifying")
+            tasks.require_equal(plan, verdicts)
+            tasks.keep_target(plan)
+        tasks.move_alias(plan)
+        tasks.report_restore(plan, recovered, verdicts)
+    return plan.target

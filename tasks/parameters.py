@@ -1,0 +1,30 @@
+"""The kinds of parameters that flows take: profile names become choices in the form, from the settings at deploy time."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from ferry.errors import ConfigurationError
+from ferry.settings import NAME_PATTERN, read_settings
+
+
+def _choices(table: Literal["clusters", "repositories"]) -> Any:
+    """A choice of the configured profiles; any proper name while there are no settings, so that imports never fail."""
+    try:
+        names = tuple(sorted(getattr(read_settings(), table)))
+    except ConfigurationError:
+        names = ()
+    return Literal[names] if names else Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+if TYPE_CHECKING:
+    ClusterName = str
+    RepositoryName = str
+else:
+    ClusterName = _choices("clusters")
+    RepositoryName = _choices("repositories")
+
+# Plain bounds survive into the form; descriptions come from the flow's docstring (facts/prefect.md §2).
+Replication = Annotated[int, Field(ge=1, le=64)]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Pattern = Annotated[str, Field(min_length=1, max_length=255)]

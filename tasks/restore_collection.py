@@ -1,0 +1,145 @@
+"""Tasks of the restore flow, in order: plan, create, recover, settle, verify, move the alias, report."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any
+
+from prefect import allow_failure
+from prefect.futures import PrefectFuture, wait
+
+from ferry import report
+from ferry.connections import Connections, connect
+from ferry.errors import VerificationError
+from ferry.repository.lease import Lease, acquire
+from ferry.restore import preflight, steps
+from ferry.restore.plan import RestorePlan, RestoreRequest
+from ferry.verify.replica import ReplicaVerdict
+from tasks.artifacts import artifact_key, show_markdown, show_table
+from tasks.policy import progress, raise_failures, step, stop_with_the_flow
+from tasks.runs import holder, run_id
+
+
+def request_restore(cluster: str, repository: str, **wishes: Any) -> RestoreRequest:
+    """The request of this flow run; raises ConfigurationError for an unknown profile before anything is asked."""
+    connect(cluster, repository)
+    return RestoreRequest(restore_id=run_id(), cluster=cluster, repository=repository, **wishes)
+
+
+def _connections(request: RestoreRequest) -> Connections:
+    return connect(request.cluster, request.repository)
+
+
+@contextmanager
+def alone_and_tidied(request: RestoreRequest) -> Iterator[Lease]:
+    """Hold the lease on the new name, and drop what a dead restore into that name left behind."""
+    connections = _connections(request)
+    target = preflight.find_target(connections, request)
+    key = connections.keys.lease(f"{request.cluster}.restore.{target}")
+    with acquire(connections.store, key, holder(f"restore {request.restore_id}"), connections.profile.lease_seconds) as lease:
+        preflight.tidy_dead_restores(connections, target)
+        yield lease
+
+
+@step("plan restore", "plan restore of {request.collection}")
+def plan_restore(request: RestoreRequest) -> RestorePlan:
+    """Find the backup, ask the target, and refuse what would not work; changes nothing."""
+    planned = preflight.prepare(_connections(request), request)
+    key = artifact_key("plan", request.cluster, request.collection)
+    show_table(key, report.restore_plan_rows(planned), report.restore_plan_text(planned))
+    return planned
+
+
+@step("create target", "create {planned.target}")
+def create_target(planned: RestorePlan) -> list[steps.ReplicaWork]:
+    """Create the new collection and its payload indexes, and see where its replicas are."""
+    return steps.create_target(_connections(planned.request), planned)
+
+
+@contextmanager
+def discarded_on_failure(planned: RestorePlan) -> Iterator[None]:
+    """Drop the new collection again when anything fails before the restore is finished."""
+    try:
+        yield
+    except BaseException:
+        steps.discard_target(_connections(planned.request), planned)
+        raise
+
+
+@step("recover replica", "recover {work.label}")
+def recover_replica(work: steps.ReplicaWork) -> steps.RecoveredReplica:
+    """Give one replica its shard's archive."""
+    size = work.plan.bytes_to_move // max(1, len(work.plan.manifest.layout))
+    return steps.recover_replica(_connections(work.plan.request), work, progress(f"recover {work.label}", size))
+
+
+@step("settle target", "settle {planned.target}")
+def settle_target(planned: RestorePlan) -> None:
+    """Wait until every replica is Active on every node, and compare the schema with the source's."""
+    differences = steps.settle_target(_connections(planned.request), planned, progress("settle", 0))
+    if differences:
+        msg = f"{planned.target} has another schema than the backup: {'; '.join(differences)}."
+        raise VerificationError(msg, "The alias was not moved. Tell Ferry's maintainers: this must not happen.")
+
+
+@step("verify replica", "verify {work.label}")
+def verify_replica(work: steps.ReplicaWork) -> ReplicaVerdict:
+    """Compare one replica with the proof of its shard."""
+    return steps.verify_restored(_connections(work.plan.request), work, progress(f"verify {work.label}", 0))
+
+
+def on_every_replica(
+    work: Any, replicas: list[steps.ReplicaWork], what: str
+) -> list[Any]:
+    """Run a task for each replica: nodes beside each other, one replica at a time on each; raises what failed."""
+    futures: list[PrefectFuture[Any]] = []
+    tails: dict[int, list[Any]] = {}
+    with stop_with_the_flow(futures):
+        for row in zip_longest(*steps.lanes_of_replicas(replicas)):
+            for lane, replica in enumerate(row):
+                if replica is not None:
+                    futures.append(work.submit(replica, wait_for=tails.get(lane)))
+                    tails[lane] = [allow_failure(futures[-1])]
+        wait(futures)
+    raise_failures(futures, what)
+    return [future.result() for future in futures]
+
+
+def require_equal(planned: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
+    """Show what was compared; raise VerificationError when one replica differs from the proof."""
+    names = {int(node.peer_id): node.label for node in planned.layout.nodes}
+    show_table(
+        artifact_key("verdict", planned.request.cluster, planned.target),
+        report.verdict_rows(verdicts, names),
+        f"Replicas of {planned.target} compared with the proof of backup {planned.manifest.backup_id}",
+    )
+    problems = [
+        f"shard {verdict.shard_id} on {names[int(verdict.peer_id)]}: {problem}"
+        for verdict in verdicts
+        for problem in verdict.problems
+    ]
+    if problems:
+        msg = f"{planned.target} differs from the proof: {'; '.join(problems)}. The alias was not moved."
+        raise VerificationError(msg, "Restore again with keep_on_failure to look at it, or choose another backup.")
+
+
+@step("keep target", "keep {planned.target}")
+def keep_target(planned: RestorePlan) -> None:
+    """Give the new collection to the operator: it is equal to its proof, and no later failure may drop it."""
+    steps.keep_target(_connections(planned.request), planned)
+
+
+@step("move alias", "move alias {planned.request.alias}")
+def move_alias(planned: RestorePlan) -> None:
+    """Put the new collection into service, in one atomic request."""
+    steps.move_alias(_connections(planned.request), planned)
+
+
+@step("report restore", "report {planned.target}")
+def report_restore(
+    planned: RestorePlan, recovered: list[steps.RecoveredReplica], verdicts: list[ReplicaVerdict]
+) -> None:
+    """Say how it went."""
+    findings = planned.findings + tuple(finding for replica in recovered for finding in replica.findings)
+    text = report.restore_verdict(planned, verdicts, findings)
+    show_markdown(artifact_key("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}")
