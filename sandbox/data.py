@@ -81,7 +81,8 @@ def nearest_words(
 ) -> list[tuple[str, float]]:
     """Return the words nearest to `word` in the collection (or alias) with their cosine, without itself.
 
-    Everything is asked of the collection: the word by its payload index, its vector, and the search.
+    Everything is asked of the collection: the word by its payload index, its vector, and the search (which leaves
+    out the point that is asked about).
     """
     this = {"key": "word", "match": {"value": word}}
     with _session(url, api_key) as http:
@@ -89,7 +90,7 @@ def nearest_words(
         found = _ask(http, "POST", f"/collections/{collection}/points/scroll", orjson.dumps(scroll))["points"]
         if not found:
             raise SandboxError(f"{collection} has no point for the word {word!r}", "Ask for a more common word.")
-        query = {"query": found[0]["id"], "filter": {"must_not": [this]}, "limit": limit, "with_payload": ["word"]}
+        query = {"query": found[0]["id"], "limit": limit, "with_payload": ["word"]}
         answer = _ask(http, "POST", f"/collections/{collection}/points/query", orjson.dumps(query))
     return [(point["payload"]["word"], point["score"]) for point in answer["points"]]
 

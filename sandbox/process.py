@@ -35,7 +35,7 @@ class SandboxError(FerryError):
 
 def free_port() -> int:
     """Return a loopback port that nobody listens on and that this process has not handed out before."""
-    for port in random.sample(PORT_RANGE, k=500):
+    for port in random.sample(PORT_RANGE, k=min(500, len(PORT_RANGE))):
         if port in _handed_out:
             continue
         with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
@@ -140,14 +140,17 @@ class Process:
         self._reap()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         bound = not self.launch.detached and threading.current_thread() is threading.main_thread()
+        command = _bound_to_parent(self.launch.command) if bound else self.launch.command
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                _bound_to_parent(self.launch.command) if bound else self.launch.command,
+                command,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={**inherited_env(), **self.launch.env}, cwd=self.launch.cwd, start_new_session=True,
             )  # fmt: skip
         self._pid = self._child.pid
         self._started = process_started(self._pid)
+        if command != self.launch.command:
+            self._wait_bound()
         if self.on_start is not None:
             self.on_start()
 
@@ -156,6 +159,7 @@ class Process:
         deadline = time.monotonic() + timeout_seconds
         while True:
             if not self.alive():
+                self._reap()
                 raise SandboxError(
                     f"{self.launch.name} ended before it was ready; its log {self.log}:\n{self.log_end()}"
                 )
@@ -214,6 +218,15 @@ class Process:
         if self.alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def _wait_bound(self) -> None:
+        """Wait the millisecond until setpriv has become the command: before that, our death would not reach it."""
+        deadline = time.monotonic() + 1
+        while self.alive() and time.monotonic() < deadline:
+            with suppress(OSError):
+                if b"--pdeathsig" not in Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0"):
+                    return
+            time.sleep(POLL_SECONDS / 30)
 
     def _wait_dead(self, timeout_seconds: float) -> None:
         deadline = time.monotonic() + timeout_seconds

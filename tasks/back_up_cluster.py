@@ -120,9 +120,9 @@ def store_archives(planned: BackupPlan) -> StoredArchives:
             for lane, work in enumerate(row):
                 if work is None:
                     continue
-                created = create_snapshot.submit(work, wait_for=tails.get(lane))
-                uploaded = upload_snapshot.submit(work, created)
-                proven = prove_archive.submit(work, uploaded)
+                created = create_snapshot.submit(work, wait_for=tails.get(lane), return_state=False)
+                uploaded = upload_snapshot.submit(work, created, return_state=False)
+                proven = prove_archive.submit(work, uploaded, return_state=False)
                 # A shard that fails does not stop its lane: the other collections shall have their backup.
                 tails[lane] = [allow_failure(uploaded)]
                 stored.futures += [created, uploaded, proven]

@@ -7,9 +7,12 @@ from importlib.metadata import version
 
 from ferry import __version__
 from ferry.backup.plan import BackupPlan
+from ferry.backup.steps import made_after, node_restarted
 from ferry.connections import Connections
-from ferry.errors import FerryError, NodeError, RepositoryError
-from ferry.models import BackupId, ClusterLayout, Finding, NodeInfo, PeerId, now
+from ferry.errors import FerryError, RepositoryError, SnapshotError
+from ferry.models import BackupId, Finding, PeerId, now
+from ferry.qdrant import snapshots
+from ferry.qdrant.http import NotFoundError
 from ferry.repository.journal import Entry, Journal, unsettled
 from ferry.repository.lease import Lease
 from ferry.repository.manifest import (
@@ -128,13 +131,23 @@ def _tidy(connections: Connections, entries: list[Entry]) -> list[Finding]:
 
 def _tidy_snapshot(connections: Connections, entry: Entry) -> None:
     detail = entry.detail
-    node = connections.cluster.node_at(detail["node_url"], PeerId(detail["peer_id"]))
+    collection, shard_id = detail["collection"], detail["shard_id"]
+    node = connections.cluster.node(PeerId(detail["peer_id"]))
     node.require_identity()
-    names = [detail["name"]] if detail.get("name") else node.new_snapshots(
-        detail["collection"], detail["shard_id"], known=set(detail["names_before"])
-    )
-    for name in names:
-        node.delete_snapshot(detail["collection"], detail["shard_id"], name)
+    try:
+        name = detail.get("name") or made_after(node, entry)
+    except NotFoundError:
+        return  # the collection is gone, and its snapshots with it
+    if name is None and not node_restarted(node, entry) and not _long_ago(connections, entry):
+        msg = f"the snapshot of {collection} that {node.label} was asked for has not appeared yet."
+        raise SnapshotError(msg)
+    if name:
+        snapshots.delete_snapshot(node, collection, shard_id, name)
+
+
+def _long_ago(connections: Connections, entry: Entry) -> bool:
+    limit = connections.cluster.profile.snapshot_timeout_seconds
+    return (now() - entry.noted_at).total_seconds() > limit
 
 
 def _tidy_archive(connections: Connections, entry: Entry) -> None:

@@ -10,6 +10,8 @@ from ferry.connections import Connections
 from ferry.errors import ArchiveDamagedError
 from ferry.models import BackupId, Progress, ProofLevel, ShardId, Value, no_progress, now
 from ferry.qdrant import snapshots
+from ferry.qdrant.node import Node
+from ferry.repository.journal import Entry
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
 from ferry.verify.archive import prove_stored
 
@@ -88,9 +90,10 @@ def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
             "collection": archive.collection,
             "shard_id": archive.shard_id,
             "names_before": names,
+            "process": snapshots.process_id(node),
         })
     started = now()
-    snapshot = _adopt(node, work, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
+    snapshot = _made_earlier(node, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
     node.require_identity()
     journal.update(entry, name=snapshot.name)
     log.info("%s: snapshot %s, %d bytes", archive.label, snapshot.name, snapshot.size)
@@ -100,6 +103,29 @@ def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
     return MadeSnapshot(
         name=snapshot.name, bytes=snapshot.size, sha256=snapshot.checksum, started_at=started, finished_at=now()
     )
+
+
+def _made_earlier(node: Node, entry: Entry) -> snapshots.Snapshot | None:
+    """The snapshot that an earlier attempt of this step has made, so that a retry never makes a second one."""
+    name = entry.detail.get("name") or made_after(node, entry)
+    found = snapshots.list_snapshots(node, entry.detail["collection"], entry.detail["shard_id"])
+    return next((snapshot for snapshot in found if snapshot.name == name), None)
+
+
+def made_after(node: Node, entry: Entry) -> str | None:
+    """The snapshot that a journal entry asked for, when nobody lived to note its name.
+
+    Qdrant names snapshots itself. Ours is the first that appeared after the entry: whoever else makes one of the same
+    shard in the same seconds waits behind ours, because Qdrant makes them one after the other.
+    """
+    known = set(entry.detail["names_before"])
+    found = snapshots.list_snapshots(node, entry.detail["collection"], entry.detail["shard_id"])
+    return min((snapshot.name for snapshot in found if snapshot.name not in known), default=None)
+
+
+def node_restarted(node: Node, entry: Entry) -> bool:
+    """Whether the node was restarted since the entry: then what it was making is gone."""
+    return bool(entry.detail["process"] != snapshots.process_id(node))
 
 
 def upload_snapshot(

@@ -30,8 +30,8 @@ from ferry.settings import ClusterProfile
 
 # Connections asked at each address: enough to see a round-robin balancer over any number of nodes at once.
 _PROBES = 3
-# Consensus is in motion for about a second after a change; what still differs after this is no passing moment.
-_AGREEMENT_SECONDS = 8.0
+# Nodes differ for some 20 ms after a change, and for seconds while one catches up (seen after a pause of 1 s).
+_AGREEMENT_SECONDS = 15.0
 _POLL_SECONDS = 0.5
 _STATUS_ORDER = ("green", "yellow", "grey", "red")
 _BALANCED = "Configure the address of every node itself, never one that is balanced over them."

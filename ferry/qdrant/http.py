@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -43,6 +44,14 @@ def _public_authorities() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def _private_authority(ca_file: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # SSLError is one
+        msg = f"The certificate authority {ca_file} cannot be read: {error.strerror or error}."
+        raise ConfigurationError(msg) from error
+
+
 class ReplyLostError(NodeUnreachableError):
     """The request was sent and no answer of Qdrant's came back: the node may have done it, or still be doing it."""
 
@@ -70,7 +79,7 @@ class Transport:
                 msg = f"The api_key for {self.label} holds characters that no HTTP header may hold."
                 raise ConfigurationError(msg)
             headers["api-key"] = self._key
-        tls = ssl.create_default_context(cafile=str(profile.ca_file)) if profile.ca_file else _public_authorities()
+        tls = _private_authority(profile.ca_file) if profile.ca_file else _public_authorities()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=_IDLE_SECONDS)
         # trust_env: a proxy of the environment must not stand between Ferry and a node (rule 2: know who answered).
         self._client = httpx.Client(

@@ -1,6 +1,7 @@
 """Turn a captured collection into the requests that make the same one again, and say where two of them differ."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ferry.errors import NodeRefusedError
@@ -18,6 +19,7 @@ _RENAMED = {"optimizer_config": "optimizers_config"}
 
 # Key in a collection's metadata that says: a restore of Ferry's has not finished here. Metadata exists since 1.16.
 RESTORE_MARK = "ferry_restore"
+_READS_IN_A_ROW = 5
 
 
 def creation_body(
@@ -76,7 +78,11 @@ def schema_differences(
     target = _comparable(target_config, target_payload_schema)
     paths = source.keys() | target.keys()
     # An empty document is told by what the other side has in it, not once more by itself.
-    filled = {path for path in paths if any(other.startswith(f"{path}.") for other in paths)}
+    filled = {
+        path
+        for path in paths
+        if {} in (source.get(path), target.get(path)) and any(other.startswith(f"{path}.") for other in paths)
+    }
     return [
         f"{path}: {_shown(source, path)} in the source, {_shown(target, path)} in the target"
         for path in sorted(paths - filled)
@@ -87,7 +93,7 @@ def schema_differences(
 def mark_restore(node: Node, name: str, restore_id: str) -> None:
     """Mark a collection as an unfinished restore. Raises NodeRefusedError where metadata is unknown (before 1.16)."""
     node.patch_collection(name, {"metadata": {RESTORE_MARK: restore_id}})
-    if restore_mark(node.collection(name)["config"]) != restore_id:
+    if not _comes_true(node, name, lambda config: restore_mark(config) == restore_id):
         msg = f"Node {node.label} does not keep the metadata of collection {name}."
         raise NodeRefusedError(msg, "Qdrant keeps metadata of collections from 1.16 on.")
 
@@ -96,15 +102,30 @@ def unmark_restore(node: Node, name: str, source_metadata: Mapping[str, Any] | N
     """Take the mark away, and leave the metadata as the source's; again is fine.
 
     PATCH merges key by key and null removes a key (seen on 1.16.3), so nothing else is touched. A source without any
-    metadata ends with ``{}`` in its place, which Qdrant cannot take back; readers see no difference. Raises
-    NodeRefusedError when something else is left than the source had.
+    metadata ends with ``{}`` in its place, which a node that asks another one shows as null; readers see no
+    difference. Raises NodeRefusedError when something else is left than the source had.
     """
     node.patch_collection(name, {"metadata": {RESTORE_MARK: None}})
-    left = node.collection(name)["config"].get("metadata") or {}
-    wanted = {key: value for key, value in (source_metadata or {}).items() if key != RESTORE_MARK}
-    if left != wanted:
+    wanted = _own_metadata({"metadata": source_metadata}) or {}
+    if not _comes_true(node, name, lambda config: (config.get("metadata") or {}) == wanted):
         msg = f"After the restore mark was taken from {name} its metadata is not the source's."
         raise NodeRefusedError(msg, f"Somebody changed it meanwhile: compare GET /collections/{name} and the manifest.")
+
+
+def _comes_true(node: Node, name: str, seen: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether the configuration shows it, several times in a row, before ``timeout_seconds`` have passed.
+
+    A cluster answers PATCH before every node has applied it, and a node may show the configuration of another one that
+    is behind: on 1.16.3 the same node said new, then old, then new.
+    """
+    deadline = time.monotonic() + node.profile.timeout_seconds
+    in_a_row = 0
+    while in_a_row < _READS_IN_A_ROW:
+        in_a_row = in_a_row + 1 if seen(node.collection(name)["config"]) else 0
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def restore_mark(config: Mapping[str, Any]) -> str | None:

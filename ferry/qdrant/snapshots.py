@@ -46,7 +46,7 @@ def create_snapshot(node: Node, collection: str, shard_id: ShardId | None) -> Sn
     """
     deadline = time.monotonic() + node.profile.snapshot_timeout_seconds
     known = {snapshot.name for snapshot in list_snapshots(node, collection, shard_id)}
-    started = _process_start(node)
+    started = process_id(node)
     try:
         reply = node.request(
             "POST",
@@ -265,7 +265,7 @@ def _await_snapshot(
             # Asked before the list, so that one finished in between is in the list.
             running = snapshots_running(node, collection)
             new = [found for found in list_snapshots(node, collection, shard_id) if found.name not in known]
-            restarted = _process_start(node) != started
+            restarted = process_id(node) != started
         except NodeUnreachableError:
             continue
         if len(new) > 1:
@@ -284,7 +284,7 @@ def _await_snapshot(
     raise SnapshotError(msg, "It may still appear on the node; raise snapshot_timeout_seconds if its disk is slow.")
 
 
-def _process_start(node: Node) -> str:
+def process_id(node: Node) -> str:
     """A value that changes when the node is restarted."""
     return str(node.telemetry(0)["id"])
 

@@ -117,11 +117,16 @@ def _collection_problems(first: NodeView, view: NodeView, pair: str) -> list[str
             problems.append(f"{pair} see the replicas of shards {shards} of {name} differently")
         if ours.keys != theirs.keys:
             problems.append(f"{pair} see the shard keys of {name} differently")
-        if ours.info["config"] != theirs.info["config"]:
+        if _config(ours) != _config(theirs):
             problems.append(f"{pair} have different configurations of {name}")
         if _schema(ours) != _schema(theirs):
             problems.append(f"{pair} have different payload indexes on {name}")
     return problems
+
+
+def _config(view: CollectionView) -> dict[str, Any]:
+    """The configuration with empty metadata as null: a node that asks another one shows {} as null (1.16.3)."""
+    return {**view.info["config"], "metadata": view.info["config"].get("metadata") or None}
 
 
 def _schema(view: CollectionView) -> dict[str, Any]:

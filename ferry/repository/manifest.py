@@ -2,7 +2,7 @@
 
 import hashlib
 from datetime import datetime
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import orjson
 from pydantic import Field, ValidationError
@@ -11,7 +11,7 @@ from ferry.archive.proof import Proof
 from ferry.errors import ArchiveDamagedError
 from ferry.models import BackupId, Finding, PeerId, ShardId, ShardKey, ShardLayout, SnapshotKind, Value
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 HASH_FIELD = "self_sha256"
 
 
@@ -155,9 +155,6 @@ class BackupRecord(Document):
     started_at: datetime
     finished_at: datetime
     tool_versions: dict[str, str]
-
-
-D = TypeVar("D", bound=Document)
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ from ferry.errors import (
 
 _DOCTOR = "Correct the repository profile, then run: python -m ferry doctor"
 # Codes from https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-_DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
+DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
 _TRANSIENT_CODES = frozenset(
     {
         "SlowDown",
@@ -126,7 +126,7 @@ def _raise_for_answer(error: ClientError, action: str, where: str) -> NoReturn:
         raise ConflictError(fact + "somebody else has ended this upload (NoSuchUpload).") from None
     if code in _CONFLICT_CODES or status in (409, 412):
         raise ConflictError(f"{fact}the condition does not hold, somebody else wrote it first ({code}).") from None
-    if code in _DAMAGED_ON_THE_WAY:
+    if code in DAMAGED_ON_THE_WAY:
         raise StoreUnavailableError(f"{fact}the bytes were damaged on the way to the store ({code}).") from None
     if code in _TRANSIENT_CODES or status == 429 or status >= 500:
         raise StoreUnavailableError(f"{fact}the store is busy or failing ({code}, HTTP {status}).") from None

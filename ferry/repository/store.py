@@ -80,7 +80,8 @@ class Store:
         self.bucket = profile.bucket
 
     @cached_property
-    def _boto(self) -> "S3Client":
+    def client(self) -> "S3Client":
+        """The boto3 client, for what only the probe asks of a store."""
         with vendor_errors("set up access to", f"s3://{self.bucket}"):
             return boto_client(self.profile, REQUEST_ATTEMPTS)
 
@@ -123,8 +124,8 @@ class Store:
             request["IfMatch"] = f'"{if_match}"'
         with vendor_errors("write", self.where(key)):
             try:
-                return self._boto.put_object(**request)["ETag"].strip('"')
-            except self._boto.exceptions.ClientError as error:
+                return self.client.put_object(**request)["ETag"].strip('"')
+            except self.client.exceptions.ClientError as error:
                 # The first attempt may have been obeyed and only its answer lost; then the second meets our own bytes.
                 repeated = error.response["ResponseMetadata"].get("RetryAttempts", 0)
                 if repeated and (etag := self._if_held(key, data)) is not None:
@@ -154,7 +155,7 @@ class Store:
         """What the store says about one object, or None when it is not there."""
         try:
             with vendor_errors("look at", self.where(key)):
-                found = self._boto.head_object(Bucket=self.bucket, Key=key)
+                found = self.client.head_object(Bucket=self.bucket, Key=key)
         except BackupNotFoundError:
             return None
         return ObjectInfo(
@@ -194,7 +195,7 @@ class Store:
         for key in keys:
             try:
                 with vendor_errors("delete", self.where(key)):
-                    self._boto.delete_object(Bucket=self.bucket, Key=key)
+                    self.client.delete_object(Bucket=self.bucket, Key=key)
             except BackupNotFoundError:
                 continue
             except StoreRefusedError as error:
@@ -250,7 +251,7 @@ class Store:
         """Multipart uploads under the folder ``prefix`` that were neither completed nor aborted, ours or not."""
         found: list[UnfinishedUpload] = []
         with vendor_errors("list the uploads of", self.where(prefix)):
-            for page in self._boto.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
+            for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
                 found += [
                     UnfinishedUpload(key=upload["Key"], upload_id=upload["UploadId"], begun=upload["Initiated"])
                     for upload in page.get("Uploads", [])
@@ -262,5 +263,5 @@ class Store:
         found = self.uploads(prefix)
         for upload in found:
             with suppress(ConflictError), vendor_errors("abort the upload of", self.where(upload.key)):
-                self._boto.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
         return len(found)

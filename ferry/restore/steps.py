@@ -173,7 +173,7 @@ def settle_target(connections: Connections, plan: RestorePlan, progress: Progres
     first.patch_collection(plan.target, {"optimizers_config": {}})
     found = first.collection(plan.target)
     return schema_differences(
-        (plan.manifest.config, plan.manifest.payload_schema), (found["config"], found["payload_schema"])
+        plan.manifest.config, plan.manifest.payload_schema, found["config"], found["payload_schema"]
     )
 
 

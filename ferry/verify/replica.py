@@ -39,11 +39,11 @@ def verify_replica(
         problems += _sample_problems(node, collection, shard_id, proof)
     elif level == "content":
         found = shard_digest(node, collection, shard_id, progress)
-        compared, digest = found.points, found.content().digest
+        compared, digest = found.points, found.hexdigest
         if proof.content is None:
             problems.append("the backup was proven without a content digest, so there is nothing to compare with")
         elif digest != proof.content.digest:
-            ranges = proof.content.differing_ranges(found.content())
+            ranges = proof.content.differing_ranges(found.value())
             problems.append(f"content digest differs in {len(ranges)} of 256 sub-ranges: {', '.join(ranges[:8])}")
     return ReplicaVerdict(
         collection=collection,
@@ -68,19 +68,13 @@ def shard_digest(node: Node, collection: str, shard_id: ShardId, progress: Progr
 
 
 def _sample_problems(node: Node, collection: str, shard_id: ShardId, proof: Proof) -> list[str]:
-    wanted = {str(sample.id): sample for sample in proof.sample}
-    found = {}
-    for point in qdrant_points.retrieve_shard(node, collection, shard_id, [sample.id for sample in proof.sample]):
-        found[str(point["id"])] = point_fields(point["id"], point.get("payload"), point.get("vector"))
+    ids = [sample.id for sample in proof.sample]
+    found = {str(point["id"]): point for point in qdrant_points.retrieve_shard(node, collection, shard_id, ids)}
     problems = []
-    for point_id, sample in wanted.items():
-        if point_id not in found:
-            problems.append(f"point {point_id} is missing")
-            continue
-        fields = found[point_id]
-        differing = sorted(
-            name for name in fields.keys() | sample.fields.keys() if fields.get(name) != sample.fields.get(name)
-        )
-        if differing:
-            problems.append(f"point {point_id} differs in {', '.join(differing)}")
+    for sample in proof.sample:
+        point = found.get(str(sample.id))
+        if point is None:
+            problems.append(f"point {sample.id} is missing")
+        elif differing := sample.differing_fields(point_fields(sample.id, point.get("payload"), point.get("vector"))):
+            problems.append(f"point {sample.id} differs in {', '.join(differing)}")
     return problems

@@ -133,6 +133,12 @@ def test_every_other_change_is_named_by_its_path(path: str, value: Any) -> None:
     assert sentence.startswith(path)
 
 
+def test_metadata_keys_with_dots_do_not_hide_each_other() -> None:
+    """A key that begins like another one is compared all the same."""
+    ours, theirs = changed("metadata", {"a": 1, "a.b": 2}), changed("metadata", {"a": 3, "a.b": 2})
+    assert schema_differences(ours, {}, theirs, {}) == ["metadata.a: [1] in the source, [3] in the target"]
+
+
 def test_a_missing_or_other_index_is_named() -> None:
     """Payload indexes are compared with their parameters."""
     other = {"tenant": {"data_type": "keyword", "points": 9}}

@@ -1,0 +1,104 @@
+"""A backup from beginning to end without Prefect: the same steps as flows/back_up_cluster.py, in threads."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from ferry.backup import commit, measure, steps
+from ferry.backup.plan import BackupPlan, BackupRequest, plan_backup
+from ferry.connections import Connections
+from ferry.lanes import Job, raise_failures
+from ferry.models import Progress
+from ferry.repository.lease import Lease, acquire
+from ferry.repository.manifest import ArchiveRecord, BackupRecord
+
+Proven = tuple[steps.StoredArchive, ArchiveRecord]
+
+
+class StoredArchives:
+    """What the lanes have brought: proven archives by collection, and the failures."""
+
+    def __init__(self, works: list[steps.Work], uploads: list[Future[Future[Proven]]]) -> None:
+        self._uploads = uploads
+        self._proofs: dict[str, list[Future[Proven] | None]] = defaultdict(list)
+        for work, upload in zip(works, uploads, strict=True):
+            self._proofs[work.archive.collection].append(None if upload.exception() else upload.result())
+
+    def proven(self) -> dict[str, list[Proven]]:
+        """The collections of which every archive is proven; one that lacks an archive is left out whole."""
+        return {
+            name: [proof.result() for proof in proofs if proof]
+            for name, proofs in self._proofs.items()
+            if all(proof and not proof.exception() for proof in proofs)
+        }
+
+    def raise_failures(self) -> None:
+        """Raise what has failed, if anything."""
+        proofs = [proof for proofs in self._proofs.values() for proof in proofs if proof]
+        raise_failures([*self._uploads, *proofs], "the backup")
+
+
+def prepare(connections: Connections, request: BackupRequest) -> BackupPlan:
+    """Ask every node, choose a replica for each shard, and refuse what would not work; changes nothing."""
+    layout = connections.cluster.read_layout(request.include, request.exclude)
+    planned = plan_backup(request, layout, measure.measure(connections, layout))
+    return measure.require_source(connections, planned)
+
+
+@contextmanager
+def alone_and_tidied(connections: Connections, planned: BackupPlan, holder: str) -> Iterator[Lease]:
+    """Hold the lease, take away what dead runs left, and afterwards what this run has left; then give the lease up."""
+    connections.catalog.ensure_repository()
+    key = connections.keys.lease(planned.cluster)
+    with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
+        commit.tidy_dead_runs(connections, lease)
+        try:
+            yield lease
+        finally:
+            commit.tidy_dead_runs(connections, lease)
+
+
+def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: Job) -> BackupRecord:
+    """Make, store, prove and commit everything that is planned.
+
+    Collections that are proven count even when another one fails; then the failure is raised and no record of the run
+    is written. Raises LeaseHeldError when another run is at work on the cluster, and what any step raises.
+    """
+    with alone_and_tidied(connections, planned, holder) as lease:
+        stored = store_archives(connections, planned, job)
+        entries = [
+            commit.commit_collection(
+                connections, planned, commit.build_manifest(planned, name, [record for _, record in proven]), lease
+            )
+            for name, proven in stored.proven().items()
+        ]
+        stored.raise_failures()
+        return commit.commit_backup(connections, planned, entries, lease)
+
+
+def store_archives(connections: Connections, planned: BackupPlan, job: Job) -> StoredArchives:
+    """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
+    lanes = steps.lanes_of_work(planned, connections.worker.parallel_nodes)
+    with job.threads(connections.worker.parallel_proofs, "ferry-proof") as pool:
+
+        def store(work: steps.Work) -> Future[Proven]:
+            made = job.step(f"create {work.label}", None, lambda _tell: steps.create_snapshot(connections, work))
+            stored = job.step(
+                f"upload {work.label}",
+                made.bytes,
+                lambda tell: steps.upload_snapshot(connections, work, made, tell),
+            )
+            return pool.submit(_prove, connections, job, work, stored)
+
+        uploads = job.run(lanes, store)
+    return StoredArchives([work for lane in lanes for work in lane], uploads)
+
+
+def _prove(connections: Connections, job: Job, work: steps.Work, stored: steps.StoredArchive) -> Proven:
+    points = sum(shard.replica_counts[0].points for shard in work.archive.shards)
+
+    def prove(tell: Progress) -> ArchiveRecord:
+        return steps.prove_upload(connections, work, stored, tell)
+
+    return stored, job.step(f"prove {work.label}", points, prove)

@@ -1,0 +1,138 @@
+"""Where everything lies in the bucket: the only place that builds or takes apart keys. Folders end with a slash."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import quote, unquote_to_bytes
+
+from ferry.errors import ConfigurationError
+from ferry.models import BackupId, PeerId, ShardId
+
+MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+_BACKUP_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_STAMP = "%Y%m%dT%H%M%SZ"
+# A collection's folder lies beside this object; stores that keep objects as files cannot have both under one name.
+_TAKEN_NAMES = frozenset({"backup.json"})
+
+
+def encode_name(name: str) -> str:
+    """A name as one part of a key: percent-encoded UTF-8, leading dots too; unicode is kept as it was written.
+
+    Raises ConfigurationError for an empty name.
+    """
+    if not name:
+        msg = "An empty name cannot become a key."
+        raise ConfigurationError(msg)
+    dots = len(name) - len(name.lstrip("."))
+    encoded = "%2E" * dots + quote(name[dots:], safe="")
+    return f"%{ord(name[0]):02X}{name[1:]}" if encoded in _TAKEN_NAMES else encoded
+
+
+def decode_name(encoded: str) -> str:
+    """The name that ``encode_name`` made this of; raises ConfigurationError when it made no such thing."""
+    try:
+        name = unquote_to_bytes(encoded).decode()
+        ours = encode_name(name) == encoded
+    except (UnicodeDecodeError, ConfigurationError):
+        ours = False
+    if not ours:
+        msg = f"{encoded!r} is no name that Ferry wrote."
+        raise ConfigurationError(msg)
+    return name
+
+
+def new_backup_id(moment: datetime, seed: str) -> BackupId:
+    """A sortable id, the same for the same moment (aware) and seed, so that a retried run keeps its own."""
+    return BackupId(f"{moment.astimezone(UTC):{_STAMP}}-{hashlib.sha256(seed.encode()).hexdigest()[:6]}")
+
+
+def parse_backup_id(text: str) -> datetime:
+    """The moment in UTC that a backup's id names; raises ConfigurationError when it is none."""
+    try:
+        if _BACKUP_ID.fullmatch(text):
+            return datetime.strptime(text[:16], _STAMP).replace(tzinfo=UTC)
+    except ValueError:  # such as the 31st of a month that has 30
+        pass
+    msg = f"{text!r} is no backup id; one looks like 20261122T020000Z-7f3a9c."
+    raise ConfigurationError(msg, "See what there is: python -m ferry list")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """All keys under one prefix (no slash at its ends). Raises ConfigurationError for a key longer than S3 allows."""
+
+    prefix: str
+
+    @property
+    def repository(self) -> str:
+        """The document that says what this is: ferry.json."""
+        return f"{self.prefix}/ferry.json"
+
+    @property
+    def clusters_prefix(self) -> str:
+        """The folder with one folder for each cluster that was backed up."""
+        return f"{self.prefix}/backups/"
+
+    @property
+    def probe_prefix(self) -> str:
+        """The folder for objects that only try out the store."""
+        return f"{self.prefix}/probe/"
+
+    def cluster_prefix(self, cluster: str) -> str:
+        """The folder with one folder for each backup of a cluster."""
+        return f"{self.clusters_prefix}{encode_name(cluster)}/"
+
+    def backup_prefix(self, cluster: str, backup_id: BackupId) -> str:
+        """The folder of one backup; raises ConfigurationError when that is no backup id."""
+        parse_backup_id(backup_id)
+        return f"{self.cluster_prefix(cluster)}{backup_id}/"
+
+    def backup(self, cluster: str, backup_id: BackupId) -> str:
+        """The record of the run, and its commit point."""
+        return _checked(self.backup_prefix(cluster, backup_id) + "backup.json")
+
+    def collection_prefix(self, cluster: str, backup_id: BackupId, collection: str) -> str:
+        """The folder of one collection in a backup."""
+        return f"{self.backup_prefix(cluster, backup_id)}{encode_name(collection)}/"
+
+    def manifest(self, cluster: str, backup_id: BackupId, collection: str) -> str:
+        """The manifest of one collection, and its commit point."""
+        return _checked(self.collection_prefix(cluster, backup_id, collection) + "manifest.json")
+
+    def shard_archive(self, cluster: str, backup_id: BackupId, collection: str, shard_id: ShardId) -> str:
+        """The archive of one shard."""
+        return _checked(self.collection_prefix(cluster, backup_id, collection) + shard_file(shard_id))
+
+    def node_archive(self, cluster: str, backup_id: BackupId, collection: str, peer_id: PeerId) -> str:
+        """The archive of all that one node held of a collection."""
+        return _checked(self.collection_prefix(cluster, backup_id, collection) + node_file(peer_id))
+
+    def lease(self, name: str) -> str:
+        """The lease of that name; a cluster's own is named like the cluster."""
+        return _checked(f"{self.prefix}/leases/{encode_name(name)}.json")
+
+    def runs_prefix(self, cluster: str) -> str:
+        """The folder with one folder for each run that may have left something behind."""
+        return f"{self.prefix}/runs/{encode_name(cluster)}/"
+
+    def journal_prefix(self, cluster: str, run_id: str) -> str:
+        """The folder of what one run may leave behind."""
+        return f"{self.runs_prefix(cluster)}{encode_name(run_id)}/"
+
+
+def shard_file(shard_id: ShardId) -> str:
+    """Where a shard's archive lies in the folder of its collection."""
+    return f"shards/{shard_id}.snapshot"
+
+
+def node_file(peer_id: PeerId) -> str:
+    """Where a node's archive lies in the folder of its collection."""
+    return f"nodes/{peer_id}.snapshot"
+
+
+def _checked(key: str) -> str:
+    if len(key.encode()) > MAX_KEY_BYTES:
+        msg = f"The key {key[:80]}… would have {len(key.encode())} bytes; S3 allows {MAX_KEY_BYTES}."
+        raise ConfigurationError(msg, "Use a shorter prefix, or rename the collection.")
+    return key

@@ -1,0 +1,99 @@
+"""A restore from beginning to end without Prefect: the same steps as flows/restore_collection.py, in threads."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ferry.connections import Connections
+from ferry.errors import VerificationError
+from ferry.lanes import Job, R, raise_failures
+from ferry.models import Progress, Value
+from ferry.repository.lease import Lease, acquire
+from ferry.restore import preflight, steps
+from ferry.restore.plan import RestorePlan, RestoreRequest
+from ferry.verify.replica import ReplicaVerdict
+
+
+class Restored(Value):
+    """A finished restore: what was planned, how each replica got its data, and how each compared with its proof."""
+
+    plan: RestorePlan
+    recovered: tuple[steps.RecoveredReplica, ...]
+    verdicts: tuple[ReplicaVerdict, ...]
+
+
+@contextmanager
+def alone_and_tidied(connections: Connections, request: RestoreRequest, holder: str) -> Iterator[Lease]:
+    """Hold the lease on the new name, and drop what a dead restore into that name left behind."""
+    target = preflight.find_target(connections, request)
+    key = connections.keys.lease(f"{request.cluster}.restore.{target}")
+    with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
+        preflight.tidy_dead_restores(connections, target)
+        yield lease
+
+
+@contextmanager
+def discarded_on_failure(connections: Connections, plan: RestorePlan) -> Iterator[None]:
+    """Drop the new collection again when anything fails before the restore is finished."""
+    try:
+        yield
+    except BaseException:
+        steps.discard_target(connections, plan)
+        raise
+
+
+def run_restore(connections: Connections, request: RestoreRequest, holder: str, job: Job) -> Restored:
+    """Plan, create, recover, settle, verify, and last move the alias.
+
+    Raises LeaseHeldError when another run restores into that name, and what any step raises; then the new collection
+    is dropped again, and the live one and its alias are untouched.
+    """
+    with alone_and_tidied(connections, request, holder):
+        plan = preflight.prepare(connections, request)
+        with discarded_on_failure(connections, plan):
+            replicas = job.step(f"create {plan.target}", None, lambda _tell: steps.create_target(connections, plan))
+            recovered = _on_every_replica(
+                job, "recover", replicas, lambda work, tell: steps.recover_replica(connections, work, tell)
+            )
+            require_same_schema(
+                plan, job.step(f"settle {plan.target}", None, lambda tell: steps.settle_target(connections, plan, tell))
+            )
+            verdicts = _on_every_replica(
+                job, "verify", replicas, lambda work, tell: steps.verify_restored(connections, work, tell)
+            )
+            require_equal(plan, verdicts)
+            steps.keep_target(connections, plan)
+        steps.move_alias(connections, plan)
+    return Restored(plan=plan, recovered=tuple(recovered), verdicts=tuple(verdicts))
+
+
+def require_same_schema(plan: RestorePlan, differences: list[str]) -> None:
+    """Raise VerificationError when the new collection has another schema than the backup."""
+    if differences:
+        msg = f"{plan.target} has another schema than the backup: {'; '.join(differences)}."
+        raise VerificationError(msg, "The alias was not moved. Tell Ferry's maintainers: this must not happen.")
+
+
+def require_equal(plan: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
+    """Raise VerificationError when one replica differs from the proof of its shard."""
+    names = {node.peer_id: node.label for node in plan.layout.nodes}
+    problems = [
+        f"shard {verdict.shard_id} on {names[verdict.peer_id]}: {problem}"
+        for verdict in verdicts
+        for problem in verdict.problems
+    ]
+    if problems:
+        msg = f"{plan.target} differs from the proof: {'; '.join(problems)}. The alias was not moved."
+        raise VerificationError(msg, "Restore again with keep_on_failure to look at it, or choose another backup.")
+
+
+def _on_every_replica(
+    job: Job, verb: str, replicas: list[steps.ReplicaWork], step: Callable[[steps.ReplicaWork, Progress], R]
+) -> list[R]:
+    """One lane a node, one replica at a time on each; raises what failed."""
+
+    def work(replica: steps.ReplicaWork) -> R:
+        return job.step(f"{verb} {replica.label}", None, lambda tell: step(replica, tell))
+
+    futures = job.run(steps.lanes_of_replicas(replicas), work)
+    raise_failures(futures, f"{verb} on every replica")
+    return [future.result() for future in futures]

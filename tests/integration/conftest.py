@@ -1,0 +1,87 @@
+"""Real servers that the whole integration layer shares, and the settings that name them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.connections import connect, connect_repository
+from ferry.settings import load_settings
+from sandbox.qdrant import NodePlace, QdrantCluster
+from sandbox.s3 import S3Server
+
+API_KEY = "integration-api-key"
+READ_ONLY_KEY = "integration-read-only-key"
+
+
+class KeyedCluster(QdrantCluster):
+    """A cluster that also knows a read-only key."""
+
+    def _env(self, place: NodePlace) -> dict[str, str]:
+        return {**super()._env(place), "QDRANT__SERVICE__READ_ONLY_API_KEY": READ_ONLY_KEY}
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server with one empty bucket."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def source() -> Iterator[QdrantCluster]:
+    """Three real nodes behind API_KEY."""
+    with KeyedCluster(nodes=3, api_key=API_KEY) as cluster:
+        yield cluster
+
+
+def toml_value(value: Any) -> str:
+    """A text, number or list of texts as TOML, which for these is JSON's notation."""
+    if isinstance(value, list):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@pytest.fixture
+def configure(
+    s3: S3Server, source: QdrantCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """A function that writes ferry.toml for cluster ``source`` and repository ``main``, with what is to differ."""
+
+    def write(cluster: dict[str, Any] | None = None, repository: dict[str, Any] | None = None) -> Path:
+        tables = {
+            "clusters.source": {"nodes": source.urls, "api_key": API_KEY} | (cluster or {}),
+            "clusters.source.headroom": {"kind": "local", "paths": [str(node.disk_path) for node in source.nodes]},
+            "repositories.main": {
+                "bucket": "ferry",
+                "prefix": tmp_path.name,
+                "endpoint_url": s3.endpoint_url,
+                "access_key": s3.access_key,
+                "secret_key": s3.secret_key,
+                "lease_seconds": 5,
+            }
+            | (repository or {}),
+            "worker": {"spool_dir": str(tmp_path / "spool")},
+        }
+        tables["clusters.source.headroom"]["paths"] = tables["clusters.source.headroom"]["paths"][
+            : len(tables["clusters.source"]["nodes"])
+        ]
+        lines = [
+            f"[{table}]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
+            for table, values in tables.items()
+        ]
+        path = tmp_path / "ferry.toml"
+        path.write_text("\n".join(lines))
+        monkeypatch.setenv("FERRY_CONFIG", str(path))
+        forget()
+        return path
+
+    forget()
+    return write
+
+
+def forget() -> None:
+    """Let the next call read the settings and make its clients anew."""
+    for cached in (load_settings, connect, connect_repository):
+        cached.cache_clear()

@@ -1,0 +1,167 @@
+"""The break-glass command line: how it is called, how it fails, and that its reference of settings is up to date."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.__main__ import main, parser
+from ferry.cli import listing, show, terminal, trials
+from ferry.cli.settings_page import settings_markdown
+from ferry.connections import Repository
+from ferry.errors import ConfigurationError, FerryError
+from ferry.models import BackupId
+from ferry.repository.catalog import Catalog
+from ferry.repository.layout import Keys
+from ferry.repository.manifest import BackupRecord, CollectionEntry
+from ferry.repository.probe import ProbeResult
+from ferry.settings import RepositoryProfile, Settings, WorkerSettings, load_settings, read_settings
+from tests.unit import builders
+
+ROOT = Path(__file__).parents[2]
+TWO_REPOSITORIES = '[repositories.one]\nbucket = "one"\n[repositories.two]\nbucket = "two"\n'
+
+
+@pytest.fixture(autouse=True)
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that writes ferry.toml into an empty current folder; no FERRY_ variable is set."""
+    for name in [name for name in os.environ if name.upper().startswith("FERRY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    load_settings.cache_clear()
+
+    def write(text: str) -> None:
+        (tmp_path / "ferry.toml").write_text(text)
+        load_settings.cache_clear()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("doctor --cluster a --json", {"command": "doctor", "cluster": "a", "repository": None, "json": True}),
+        ("list", {"command": "list", "repository": None, "cluster": None, "json": False}),
+        ("show prod", {"cluster": "prod", "backup": "latest"}),
+        ("verify prod 20261122T020000Z-7f3a9c --collection docs", {"collection": "docs", "verbose": False}),
+        ("backup prod --include a --include b --dry-run", {"include": ["a", "b"], "exclude": [], "dry_run": True}),
+        (
+            "restore --cluster t --repository r --source-cluster s --into n --alias a --replication-factor 2 docs",
+            {"collection": "docs", "backup": "latest", "replication_factor": 2, "verify": "sample", "dry_run": False},
+        ),
+    ],
+)
+def test_command_lines_are_understood(line: str, expected: dict[str, Any]) -> None:
+    """Every command takes what the documentation shows."""
+    assert vars(parser().parse_args(line.split())).items() >= expected.items()
+
+
+@pytest.mark.parametrize("line", ["", "restore docs", "backup", "verify", "restore --verify maybe docs", "unknown"])
+def test_wrong_command_lines_end_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong command line is answered with the right one."""
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_an_error_is_its_message_and_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    """A FerryError ends with 1 and without a traceback, on stderr alone."""
+    assert main(["verify", "prod", "--repository", "nowhere"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "There is no profile repositories.nowhere" in shown.err
+    assert "→ Name one of them" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_square_brackets_in_an_error_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message with [repositories.x] in it is text, not markup of rich's."""
+    terminal.print_error(FerryError("add [red]docs[/] and [/x]", "see [repositories.main]"))
+    assert capsys.readouterr().err == "add [red]docs[/] and [/x]\n→ see [repositories.main]\n"
+
+
+def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C is no failure and no traceback."""
+
+    def interrupted(_given: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "run", interrupted)
+    assert main(["list"]) == 130
+    assert "Interrupted" in capsys.readouterr().err
+
+
+def test_the_only_repository_need_not_be_named(configure: Callable[[str], None]) -> None:
+    """With one repository its name may be left out; with none or two it may not, and those there are are listed."""
+    configure('[repositories.one]\nbucket = "one"\n')
+    assert terminal.chosen_repository(None) == "one"
+    configure(TWO_REPOSITORIES)
+    assert terminal.chosen_repository("two") == "two"
+    with pytest.raises(ConfigurationError, match="one, two"):
+        terminal.chosen_repository(None)
+    configure("")
+    with pytest.raises(ConfigurationError, match="none is configured"):
+        terminal.chosen_repository(None)
+
+
+def test_doctor_without_any_profile_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing configured is not "all is well": it is the wrong folder."""
+    assert main(["doctor"]) == 1
+    assert "ferry.example.toml" in capsys.readouterr().out
+
+
+def test_doctor_tries_everything_although_one_profile_breaks(
+    configure: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error, expected or not, stays in its own row; the text of an unexpected one is not shown."""
+
+    def probe(store: Any) -> list[ProbeResult]:
+        if store.bucket == "one":
+            raise RuntimeError("s3cr3t")
+        return [ProbeResult(name="reach and list", ok=False, detail="refused", remedy="see to it")]
+
+    monkeypatch.setattr(trials, "probe", probe)
+    configure(TWO_REPOSITORIES + '[clusters.c]\nnodes = ["http://127.0.0.1:9"]\nca_file = "/no/such/file"\n')
+    assert main(["doctor", "--json"]) == 1
+    shown = capsys.readouterr().out
+    failed = {trial["profile"]: trial for trial in json.loads(shown)["trials"] if not trial["ok"]}
+    assert set(failed) == {"repositories.one", "repositories.two", "clusters.c"}
+    assert "RuntimeError" in failed["repositories.one"]["detail"]
+    assert "/no/such/file" in failed["clusters.c"]["detail"]
+    assert all(trial["remedy"] for trial in failed.values())
+    assert "s3cr3t" not in shown
+
+
+def test_settings_page_is_up_to_date() -> None:
+    """docs/settings.md is what the model says; make docs writes it."""
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_markdown()
+
+
+def test_settings_page_names_every_key() -> None:
+    """Every key stands there with its variable, whose name the loader understands."""
+    page = settings_markdown()
+    for key in ("FERRY_CLUSTERS__<NAME>__API_KEY", "FERRY_CLUSTERS__<NAME>__HEADROOM__KIND", "FERRY_WORKER__SPOOL_DIR"):
+        assert f"| `{key}` |" in page
+    assert "| `api_key` | secret | none |" in page
+    assert "| `part_bytes` | whole number, 5242880 to 536870912 | `16777216` |" in page
+
+
+def test_example_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that everybody copies is right."""
+    monkeypatch.setenv("FERRY_CONFIG", str(ROOT / "deployments" / "ferry.example.toml"))
+    settings = read_settings()
+    assert sorted(settings.clusters) == ["prod", "staging"]
+    assert settings.repository("main").bucket == "example-qdrant-backups"
+
+
+def test_no_command_imports_prefect() -> None:
+    """Breaking the glass must work when Prefect is what broke."""
+    modules = "ferry.__main__, " + ", ".join(f"ferry.cli.{path.stem}" for path in (ROOT / "ferry/cli").glob("[a-z]*.py"))
+    script = f"import {modules}, sys; sys.exit(any(name.split('.')[0] == 'prefect' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
