@@ -41,7 +41,7 @@ def show(state: SandboxState) -> None:
     console.print(table)
     api = state.prefect["api_url"]
     console.print(
-        f"\nFor the shell:     eval \"$({Path(sys.executable).name} -m sandbox env --folder {state.folder})\"\n"
+        f'\nFor the shell:     eval "$({Path(sys.executable).name} -m sandbox env --folder {state.folder})"\n'
         f"Demo data:         python -m sandbox load\n"
         f"Back up now:       prefect deployment run back-up-cluster/nightly\n"
         f"By the API:        curl -s {api}/deployments/name/back-up-cluster/nightly\n"

@@ -1,8 +1,7 @@
 """Tasks of the backup flow, in order: request, read, plan, create, upload, prove, commit, report."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
@@ -11,12 +10,12 @@ from prefect import allow_failure
 from prefect.futures import PrefectFuture, wait
 
 from ferry import report
-from ferry.backup import commit, measure, steps
+from ferry.backup import commit, measure, steps, tidy
 from ferry.backup.plan import BackupPlan, BackupRequest
 from ferry.backup.plan import plan_backup as plan
 from ferry.connections import Connections, connect
 from ferry.models import ClusterLayout
-from ferry.repository.lease import Lease, acquire
+from ferry.repository.lease import Lease
 from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionEntry
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
@@ -51,18 +50,9 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout) -> BackupPlan:
     return planned
 
 
-@contextmanager
-def alone_and_tidied(planned: BackupPlan) -> Iterator[Lease]:
+def alone_and_tidied(planned: BackupPlan) -> AbstractContextManager[Lease]:
     """Hold the lease, take away what dead runs left, and afterwards what this run has left; then give the lease up."""
-    connections = _connections(planned)
-    connections.catalog.ensure_repository()
-    key = connections.keys.lease(planned.cluster)
-    with acquire(connections.store, key, holder(f"backup {planned.backup_id}"), connections.profile.lease_seconds) as lease:
-        commit.tidy_dead_runs(connections, lease)
-        try:
-            yield lease
-        finally:
-            commit.tidy_dead_runs(connections, lease)
+    return tidy.alone_and_tidied(_connections(planned), planned, holder(f"backup {planned.backup_id}"))
 
 
 @step("create snapshot", "create {work.label}")

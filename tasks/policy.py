@@ -31,6 +31,9 @@ PROGRESS_BYTES = 64 * 1024 * 1024
 PROGRESS_SECONDS = 2.0
 STOP_SECONDS = 20.0
 
+# Ferry's own log lines reach the run's page at INFO; httpx would add one for each request.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
 # Cancelling does not reach threads by itself: long work asks this at every part. One flow run is one process.
 _stop = threading.Event()
 

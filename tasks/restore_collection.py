@@ -36,7 +36,9 @@ def alone_and_tidied(request: RestoreRequest) -> Iterator[Lease]:
     connections = _connections(request)
     target = preflight.find_target(connections, request)
     key = connections.keys.lease(f"{request.cluster}.restore.{target}")
-    with acquire(connections.store, key, holder(f"restore {request.restore_id}"), connections.profile.lease_seconds) as lease:
+    with acquire(
+        connections.store, key, holder(f"restore {request.restore_id}"), connections.profile.lease_seconds
+    ) as lease:
         preflight.tidy_dead_restores(connections, target)
         yield lease
 
@@ -88,9 +90,7 @@ def verify_replica(work: steps.ReplicaWork) -> ReplicaVerdict:
     return steps.verify_restored(_connections(work.plan.request), work, progress(f"verify {work.label}", 0))
 
 
-def on_every_replica(
-    work: Any, replicas: list[steps.ReplicaWork], what: str
-) -> list[Any]:
+def on_every_replica(work: Any, replicas: list[steps.ReplicaWork], what: str) -> list[Any]:
     """Run a task for each replica: nodes beside each other, one replica at a time on each; raises what failed."""
     futures: list[PrefectFuture[Any]] = []
     tails: dict[int, list[Any]] = {}
@@ -142,4 +142,6 @@ def report_restore(
     """Say how it went."""
     findings = planned.findings + tuple(finding for replica in recovered for finding in replica.findings)
     text = report.restore_verdict(planned, verdicts, findings)
-    show_markdown(artifact_key("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}")
+    show_markdown(
+        artifact_key("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}"
+    )

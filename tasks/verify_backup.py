@@ -16,9 +16,7 @@ def find_backup(repository: str, cluster: str, backup: str) -> tuple[BackupRecor
     """The record of the run and the manifest of each of its collections, self-hashes compared."""
     catalog = connect_repository(repository).catalog
     record = catalog.read_backup(cluster, backup)
-    return record, [
-        catalog.read_manifest(cluster, record.backup_id, entry.collection) for entry in record.collections
-    ]
+    return record, [catalog.read_manifest(cluster, record.backup_id, entry.collection) for entry in record.collections]
 
 
 @step("verify archive", "verify {manifest.collection}/{archive.key}")
@@ -31,9 +29,7 @@ def verify_archive(repository: str, manifest: CollectionManifest, archive: Archi
 def verify_archives(repository: str, manifests: list[CollectionManifest]) -> list[ArchiveVerdict]:
     """Every archive of every collection; damage is in the verdicts, an unreachable bucket raises."""
     futures = [
-        verify_archive.submit(repository, manifest, archive)
-        for manifest in manifests
-        for archive in manifest.archives
+        verify_archive.submit(repository, manifest, archive) for manifest in manifests for archive in manifest.archives
     ]
     with stop_with_the_flow(list(futures)):
         wait(list(futures))

@@ -1,19 +1,14 @@
-"""The commit points of a backup, and the tidying of what a run may have left on nodes or in the bucket."""
+"""The commit points of a backup: the manifest of each collection, and the record of the run."""
 
 import hashlib
-import logging
 import platform
 from importlib.metadata import version
 
 from ferry import __version__
 from ferry.backup.plan import BackupPlan
-from ferry.backup.steps import made_after, node_restarted
 from ferry.connections import Connections
-from ferry.errors import FerryError, RepositoryError, SnapshotError
-from ferry.models import BackupId, Finding, PeerId, now
-from ferry.qdrant import snapshots
-from ferry.qdrant.http import NotFoundError
-from ferry.repository.journal import Entry, Journal, unsettled
+from ferry.errors import RepositoryError
+from ferry.models import now
 from ferry.repository.lease import Lease
 from ferry.repository.manifest import (
     ArchiveRecord,
@@ -23,7 +18,6 @@ from ferry.repository.manifest import (
     NodeRecord,
 )
 
-log = logging.getLogger(__name__)
 TOOLS = ("prefect", "qdrant-client", "qdrant-edge-py", "boto3", "s3fs")
 
 
@@ -94,65 +88,3 @@ def commit_backup(
     lease.confirm()
     connections.catalog.write_backup(record)
     return record
-
-
-def tidy_run(connections: Connections, run_id: BackupId) -> list[Finding]:
-    """Take away what one run left: its snapshots on nodes, and its archives that no manifest counts."""
-    return _tidy(connections, Journal(connections.store, connections.keys, connections.cluster.name, run_id).entries())
-
-
-def tidy_dead_runs(connections: Connections, lease: Lease) -> list[Finding]:
-    """The same for every earlier run of this cluster. Only the holder of the lease may: all the others are dead."""
-    lease.confirm()
-    return _tidy(connections, unsettled(connections.store, connections.keys, connections.cluster.name))
-
-
-def _tidy(connections: Connections, entries: list[Entry]) -> list[Finding]:
-    findings = []
-    for entry in entries:
-        act = {"node_snapshot": _tidy_snapshot, "archive": _tidy_archive}.get(entry.kind)
-        if act is None:
-            continue
-        try:
-            act(connections, entry)
-            entry.journal.settle(entry)
-        except FerryError as error:
-            log.warning("left for the next run: %s %s: %s", entry.kind, entry.name, error.message)
-            findings.append(
-                Finding(
-                    severity="warning",
-                    subject=entry.name,
-                    message=f"Could not take away what run {entry.run_id} left: {error.message}",
-                    remedy="The next run tries again.",
-                )
-            )
-    return findings
-
-
-def _tidy_snapshot(connections: Connections, entry: Entry) -> None:
-    detail = entry.detail
-    collection, shard_id = detail["collection"], detail["shard_id"]
-    node = connections.cluster.node(PeerId(detail["peer_id"]))
-    node.require_identity()
-    try:
-        name = detail.get("name") or made_after(node, entry)
-    except NotFoundError:
-        return  # the collection is gone, and its snapshots with it
-    if name is None and not node_restarted(node, entry) and not _long_ago(connections, entry):
-        msg = f"the snapshot of {collection} that {node.label} was asked for has not appeared yet."
-        raise SnapshotError(msg)
-    if name:
-        snapshots.delete_snapshot(node, collection, shard_id, name)
-
-
-def _long_ago(connections: Connections, entry: Entry) -> bool:
-    limit = connections.cluster.profile.snapshot_timeout_seconds
-    return (now() - entry.noted_at).total_seconds() > limit
-
-
-def _tidy_archive(connections: Connections, entry: Entry) -> None:
-    key = entry.detail["key"]
-    manifest = connections.keys.manifest(connections.cluster.name, entry.run_id, entry.detail["collection"])
-    if connections.store.head(manifest) is None:
-        connections.store.abort_uploads(key)
-        connections.store.delete([key])

@@ -157,9 +157,7 @@ def _node_archives(layout: ClusterLayout, measured: Measured) -> list[PlannedArc
             planned = tuple(_planned_shard(shard, measured.points[collection.name]) for shard in held)
             size = sum(_sizes(collection, shard, measured)[node.peer_id] for shard in held)
             reason = f"everything this node holds of the collection: {len(held)} shards"
-            archives.append(
-                _archive(collection, node, planned, size, reason).model_copy(update={"kind": "node"})
-            )
+            archives.append(_archive(collection, node, planned, size, reason).model_copy(update={"kind": "node"}))
     return archives
 
 

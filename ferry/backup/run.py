@@ -1,16 +1,14 @@
 """A backup from beginning to end without Prefect: the same steps as flows/back_up_cluster.py, in threads."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 from ferry.backup import commit, measure, steps
 from ferry.backup.plan import BackupPlan, BackupRequest, plan_backup
+from ferry.backup.tidy import alone_and_tidied
 from ferry.connections import Connections
 from ferry.lanes import Job, raise_failures
 from ferry.models import Progress
-from ferry.repository.lease import Lease, acquire
 from ferry.repository.manifest import ArchiveRecord, BackupRecord
 
 Proven = tuple[steps.StoredArchive, ArchiveRecord]
@@ -44,19 +42,6 @@ def prepare(connections: Connections, request: BackupRequest) -> BackupPlan:
     layout = connections.cluster.read_layout(request.include, request.exclude)
     planned = plan_backup(request, layout, measure.measure(connections, layout))
     return measure.require_source(connections, planned)
-
-
-@contextmanager
-def alone_and_tidied(connections: Connections, planned: BackupPlan, holder: str) -> Iterator[Lease]:
-    """Hold the lease, take away what dead runs left, and afterwards what this run has left; then give the lease up."""
-    connections.catalog.ensure_repository()
-    key = connections.keys.lease(planned.cluster)
-    with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
-        commit.tidy_dead_runs(connections, lease)
-        try:
-            yield lease
-        finally:
-            commit.tidy_dead_runs(connections, lease)
 
 
 def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: Job) -> BackupRecord:

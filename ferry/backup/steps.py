@@ -84,14 +84,18 @@ def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
     entry = journal.find("node_snapshot", _journal_name(work))
     if entry is None:
         names = [found.name for found in snapshots.list_snapshots(node, archive.collection, archive.shard_id)]
-        entry = journal.note("node_snapshot", _journal_name(work), {
-            "node_url": archive.node.url,
-            "peer_id": archive.node.peer_id,
-            "collection": archive.collection,
-            "shard_id": archive.shard_id,
-            "names_before": names,
-            "process": snapshots.process_id(node),
-        })
+        entry = journal.note(
+            "node_snapshot",
+            _journal_name(work),
+            {
+                "node_url": archive.node.url,
+                "peer_id": archive.node.peer_id,
+                "collection": archive.collection,
+                "shard_id": archive.shard_id,
+                "names_before": names,
+                "process": snapshots.process_id(node),
+            },
+        )
     started = now()
     snapshot = _made_earlier(node, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
     node.require_identity()
@@ -145,9 +149,7 @@ def upload_snapshot(
     blocks = snapshots.download_snapshot(
         node, archive.collection, archive.shard_id, made.name, expected_bytes=made.bytes
     )
-    uploaded = store.upload(
-        key, blocks, expected_bytes=made.bytes, metadata={"sha256": made.sha256}, progress=progress
-    )
+    uploaded = store.upload(key, blocks, expected_bytes=made.bytes, metadata={"sha256": made.sha256}, progress=progress)
     seconds = time.monotonic() - started
     node.require_identity()
     if (uploaded.bytes, uploaded.sha256) != (made.bytes, made.sha256):
@@ -179,8 +181,14 @@ def prove_upload(
     """
     archive = work.archive
     shard_ids = [shard.shard_id for shard in archive.shards]
-    proofs = prove_stored(connections, stored.key, (stored.snapshot.bytes, stored.snapshot.sha256),
-                          None if archive.kind == "shard" else shard_ids, work.proof, progress)
+    proofs = prove_stored(
+        connections,
+        stored.key,
+        (stored.snapshot.bytes, stored.snapshot.sha256),
+        None if archive.kind == "shard" else shard_ids,
+        work.proof,
+        progress,
+    )
     return _record(connections, work, stored, proofs)
 
 

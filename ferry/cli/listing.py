@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
     terminal.print_rows(_row(summary, proof) for summary, proof in zip(found, proofs, strict=True))
     if not found:
         what = f" of {given.cluster}" if given.cluster else ""
-        terminal.out().print(Text(f"No backups{what} in {repository.store.where(repository.keys.prefix)}."))
+        terminal.out().print(Text(f"No backups{what} in s3://{repository.profile.bucket}/{repository.profile.prefix}."))
     return 0
 
 

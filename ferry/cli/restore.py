@@ -35,8 +35,8 @@ def run(given: argparse.Namespace) -> int:
         _print_plan(prepare(connections, request))
         return 0
     with terminal.progress_bars() as tell:
-        restored = run_restore(connections, request, f"restore {request.restore_id} by python -m ferry", Job(tell))
-    _print_plan(restored.plan)
+        holder = f"restore {request.restore_id} by python -m ferry"
+        restored = run_restore(connections, request, holder, Job(tell), announce=_print_plan)
     _print_verdict(restored)
     return 0
 

@@ -83,7 +83,7 @@ def progress_bars() -> Iterator[Tell]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bars:
+    with Progress(*columns, console=err(), transient=True, redirect_stdout=False) as bars:
 
         @contextmanager
         def tell(label: str, total: int | None) -> Iterator[Told]:

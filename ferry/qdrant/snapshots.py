@@ -275,7 +275,7 @@ def _await_snapshot(
         if new:
             return new[0]
         # Only collection snapshots are counted on 1.16.3, so only for them does "none running" say anything.
-        idle_polls = 0 if running or shard_id is not None else idle_polls + 1
+        idle_polls = 0
         if restarted or idle_polls > 1:
             why = "was restarted" if restarted else "runs none any more"
             msg = f"Node {node.label} {why} and has no new snapshot of {what}."

@@ -1,6 +1,7 @@
 """Finding backups in the bucket, and reading and writing their documents. Nothing here is remembered between calls."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 from uuid import uuid4
@@ -67,7 +68,8 @@ class Catalog:
 
     def backups(self, cluster: str) -> list[BackupSummary]:
         """All backups of a cluster, the newest first, the incomplete ones too."""
-        return [self._summary(cluster, backup_id) for backup_id in self._ids(cluster)]
+        summaries = (self._summary(cluster, backup_id) for backup_id in self._ids(cluster))
+        return [summary for summary in summaries if summary is not None]
 
     def read_backup(self, cluster: str, backup_id: str) -> BackupRecord:
         """The record of one run, or of the newest complete one for ``latest``.
@@ -143,16 +145,19 @@ class Catalog:
                 continue
         return [backup_id for _, backup_id in sorted(found, reverse=True)]
 
-    def _summary(self, cluster: str, backup_id: BackupId) -> BackupSummary:
+    def _summary(self, cluster: str, backup_id: BackupId) -> BackupSummary | None:
         summary = BackupSummary(
             cluster=cluster, backup_id=backup_id, taken_at=parse_backup_id(backup_id), complete=False
         )
         try:
             record = self._read_record(cluster, backup_id)
         except BackupNotFoundError:
-            names = sorted(_ours(self._store.list_folders(self._keys.backup_prefix(cluster, backup_id))))
+            folder = self._keys.backup_prefix(cluster, backup_id)
+            left = {info.key.removeprefix(folder).split("/")[0] for info in self._store.list(folder)}
+            if not left:
+                return None  # deleted; some stores name an empty folder for a while
             problem = "the run did not finish, or runs still"
-            return summary.model_copy(update={"collections": tuple(names), "problem": problem})
+            return summary.model_copy(update={"collections": tuple(sorted(_ours(left))), "problem": problem})
         except ArchiveDamagedError as error:
             return summary.model_copy(update={"problem": error.message})
         points = [entry.points for entry in record.collections]
@@ -183,7 +188,7 @@ class Catalog:
             raise ArchiveDamagedError(msg, "Somebody replaced it. Use another backup.")
 
 
-def _ours(folders: list[str]) -> list[str]:
+def _ours(folders: Iterable[str]) -> list[str]:
     names = []
     for folder in folders:
         try:

@@ -177,7 +177,11 @@ class Store:
                 yield ObjectInfo(key=key, bytes=info["size"], etag=etag, modified=info["LastModified"])
 
     def list_folders(self, prefix: str) -> Names:
-        """Names of the folders directly under the folder ``prefix`` (with its ``/``), in order; none is no error."""
+        """Names of the folders directly under the folder ``prefix`` (with its ``/``), in order; none is no error.
+
+        A store that keeps objects as files may name a folder for a while after its last object was deleted
+        (SeaweedFS 4.48 does).
+        """
         try:
             with vendor_errors("list", self.where(prefix)):
                 found = self._files.ls(f"{self.bucket}/{prefix}", detail=True)
@@ -222,9 +226,6 @@ class Store:
         Raises ConflictError when the key exists: an archive is never overwritten, delete it first. Raises
         ArchiveDamagedError when the source gave other than ``expected_bytes``, or the store holds another size.
         """
-        if self.head(key) is not None:  # before any byte is moved; the store refuses it once more at the end
-            msg = f"{self.where(key)} exists already; an archive is never overwritten."
-            raise ConflictError(msg, "Another run wrote it. If it has no manifest, it may be deleted.")
         profile = self.profile
         plan = plan_parts(profile.part_bytes, profile.parts_in_flight, expected_bytes)
         upload = ArchiveUpload(self._boto_once, self.bucket, key, plan, 2 * profile.read_timeout_seconds, progress)

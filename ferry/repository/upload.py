@@ -128,6 +128,7 @@ class ArchiveUpload:
 
     def send(self, blocks: Iterable[bytes], metadata: dict[str, str], expected_bytes: int | None) -> Uploaded:
         """Send all blocks. See Store.upload for what is promised and raised."""
+        self._require_absent()
         parts = self._cut(blocks)
         first = next(parts, bytearray())
         if len(first) < self.plan.part_bytes:
@@ -292,9 +293,9 @@ class ArchiveUpload:
         try:
             self._persist(write)
         except ConflictError:
-            with suppress(BackupNotFoundError), vendor_errors("look at", self.where):
-                found = self.client.head_object(Bucket=self.bucket, Key=self.key)
-                if found["ETag"].strip('"') == own_etag:
+            with suppress(BackupNotFoundError):
+                _, etag = self._persist(self._look)
+                if etag == own_etag:
                     return
             raise
 
@@ -316,18 +317,25 @@ class ArchiveUpload:
             msg = f"{self.where}: the source gave {sent_bytes} bytes where {expected_bytes} were announced."
             raise ArchiveDamagedError(msg, "Nothing was written to that key; run the backup again.")
 
+    def _look(self) -> tuple[int, str]:
+        with vendor_errors("look at", self.where):
+            found = self.client.head_object(Bucket=self.bucket, Key=self.key)
+        return found["ContentLength"], found["ETag"].strip('"')
+
+    def _require_absent(self) -> None:
+        """Before any byte is moved; the store is asked to refuse it once more at the end."""
+        with suppress(BackupNotFoundError):
+            held_bytes, _ = self._persist(self._look)
+            msg = f"{self.where} exists already with {held_bytes} bytes; an archive is never overwritten."
+            raise ConflictError(msg, "Another run wrote it. If it has no manifest, it may be deleted.")
+
     def _confirmed_by_store(self) -> Uploaded:
         """Ask the store what it holds now: the size, and the ETag where all parts showed that it is made of MD5s.
 
         Not so with SSE-KMS, and on some servers other than AWS; each part has a Content-MD5 anyway.
         """
 
-        def look() -> tuple[int, str]:
-            with vendor_errors("look at", self.where):
-                found = self.client.head_object(Bucket=self.bucket, Key=self.key)
-            return found["ContentLength"], found["ETag"].strip('"')
-
-        held_bytes, etag = self._persist(look)
+        held_bytes, etag = self._persist(self._look)
         if held_bytes != self._sent_bytes:
             msg = f"{self.where} has {held_bytes} bytes in the bucket; {self._sent_bytes} were sent."
             raise ArchiveDamagedError(msg)

@@ -119,9 +119,7 @@ def _on_disk(config: dict[str, Any]) -> bool:
     return all(bool(vector.get("on_disk")) for vector in named)
 
 
-def _refuse(
-    request: RestoreRequest, manifest: CollectionManifest, layout: ClusterLayout, target: str
-) -> list[Finding]:
+def _refuse(request: RestoreRequest, manifest: CollectionManifest, layout: ClusterLayout, target: str) -> list[Finding]:
     taken = {collection.name for collection in layout.collections}
     if target in taken or target in layout.aliases:
         what = "a collection" if target in taken else f"an alias of {layout.aliases[target]}"
@@ -132,7 +130,9 @@ def _refuse(
         raise PreflightError(msg, "Name another alias, or leave `alias` out and move your clients yourself.")
     if manifest.config["params"].get("sharding_method") == "custom":
         msg = f"{manifest.collection} is sharded by keys; restoring such a collection is not possible yet."
-        raise PreflightError(msg, "Its archives are proven and stay readable; see docs/repository.md for doing it by hand.")
+        raise PreflightError(
+            msg, "Its archives are proven and stay readable; see docs/repository.md for doing it by hand."
+        )
     if request.replication_factor and request.replication_factor > len(layout.nodes):
         msg = f"replication factor {request.replication_factor} needs as many nodes; there are {len(layout.nodes)}."
         raise PreflightError(msg)

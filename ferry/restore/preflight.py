@@ -61,4 +61,3 @@ def tidy_dead_restores(connections: Connections, target: str) -> None:
             log.warning("dropping %s: restore %s died before it was finished", target, entry.run_id)
             first.delete_collection(target)
         journal.settle(entry)
-

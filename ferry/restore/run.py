@@ -41,14 +41,21 @@ def discarded_on_failure(connections: Connections, plan: RestorePlan) -> Iterato
         raise
 
 
-def run_restore(connections: Connections, request: RestoreRequest, holder: str, job: Job) -> Restored:
-    """Plan, create, recover, settle, verify, and last move the alias.
+def run_restore(
+    connections: Connections,
+    request: RestoreRequest,
+    holder: str,
+    job: Job,
+    announce: Callable[[RestorePlan], None] = lambda _plan: None,
+) -> Restored:
+    """Plan, announce the plan, create, recover, settle, verify, and last move the alias.
 
     Raises LeaseHeldError when another run restores into that name, and what any step raises; then the new collection
     is dropped again, and the live one and its alias are untouched.
     """
     with alone_and_tidied(connections, request, holder):
         plan = preflight.prepare(connections, request)
+        announce(plan)
         with discarded_on_failure(connections, plan):
             replicas = job.step(f"create {plan.target}", None, lambda _tell: steps.create_target(connections, plan))
             recovered = _on_every_replica(

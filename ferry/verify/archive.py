@@ -58,7 +58,9 @@ def spooled(
                 progress(0)
         if (written, digest.hexdigest()) != (size, sha256):
             msg = f"{key} holds {written} bytes with sha256 {digest.hexdigest()}; it must be {size} with {sha256}."
-            raise ArchiveDamagedError(msg, "The bucket has damaged or changed it: use another backup, and make one now.")
+            raise ArchiveDamagedError(
+                msg, "The bucket has damaged or changed it: use another backup, and make one now."
+            )
         yield path
 
 

@@ -394,8 +394,11 @@ def test_a_mark_comes_and_goes_and_leaves_metadata_alone(cluster: Cluster, metad
         assert (node.collection("marked")["config"].get("metadata") or {}) == (metadata or {})
         cluster.read_layout(["marked"])
         node.patch_collection("marked", {"metadata": {"foreign": 1}})
-        with pytest.raises(NodeRefusedError, match="not the source's"):
-            unmark_restore(node, "marked", metadata)
+        with (
+            Node(node.url, profile([node.url], timeout_seconds=1.0)) as hasty,
+            pytest.raises(NodeRefusedError, match="not the source's"),
+        ):
+            unmark_restore(hasty, "marked", metadata)
     finally:
         node.delete_collection("marked")
 

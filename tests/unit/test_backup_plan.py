@@ -20,9 +20,7 @@ def measured(cluster: ClusterLayout, points: int = 10, size: int = 1000) -> Meas
     each = {
         c.name: {s.shard_id: {r.peer_id: points for r in s.replicas} for s in c.shards} for c in cluster.collections
     }
-    sizes = {
-        c.name: {s.shard_id: {r.peer_id: size for r in s.replicas} for s in c.shards} for c in cluster.collections
-    }
+    sizes = {c.name: {s.shard_id: {r.peer_id: size for r in s.replicas} for s in c.shards} for c in cluster.collections}
     return Measured(points=each, bytes=sizes)
 
 

@@ -1,28 +1,33 @@
 """The break-glass command line: how it is called, how it fails, and that its reference of settings is up to date."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ferry.__main__ import main, parser
-from ferry.cli import listing, show, terminal, trials
+from ferry.cli import listing, show, terminal, trials, verify
 from ferry.cli.settings_page import settings_markdown
 from ferry.connections import Repository
 from ferry.errors import ConfigurationError, FerryError
 from ferry.models import BackupId
 from ferry.repository.catalog import Catalog
 from ferry.repository.layout import Keys
-from ferry.repository.manifest import BackupRecord, CollectionEntry
+from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionEntry
 from ferry.repository.probe import ProbeResult
-from ferry.settings import RepositoryProfile, Settings, WorkerSettings, load_settings, read_settings
+from ferry.repository.store import Store
+from ferry.settings import RepositoryProfile, WorkerSettings, load_settings, read_settings
+from ferry.verify.archive import ArchiveVerdict
 from tests.unit import builders
+from tests.unit.fakes import MemoryStore
 
+DIED = BackupId("20261123T120000Z-abcdef")
 ROOT = Path(__file__).parents[2]
 TWO_REPOSITORIES = '[repositories.one]\nbucket = "one"\n[repositories.two]\nbucket = "two"\n'
 
@@ -162,6 +167,100 @@ def test_example_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_command_imports_prefect() -> None:
     """Breaking the glass must work when Prefect is what broke."""
-    modules = "ferry.__main__, " + ", ".join(f"ferry.cli.{path.stem}" for path in (ROOT / "ferry/cli").glob("[a-z]*.py"))
+    modules = "ferry.__main__, " + ", ".join(
+        f"ferry.cli.{path.stem}" for path in (ROOT / "ferry/cli").glob("[a-z]*.py")
+    )
     script = f"import {modules}, sys; sys.exit(any(name.split('.')[0] == 'prefect' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture
+def stored(configure: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A repository in memory with one complete backup of docs, and one whose run died after docs was committed."""
+    configure('[repositories.main]\nbucket = "main"\n')
+    store, keys = MemoryStore(), Keys("ferry")
+    catalog = Catalog(store, keys)
+    profile = RepositoryProfile(bucket="main")
+    repository = Repository(profile, WorkerSettings(), cast("Store", store), keys, catalog)
+    source = builders.collection("docs", [builders.shard(0, [1])])
+    manifest = builders.manifest(source, [builders.archive(0, points=12)])
+    catalog.write_manifest(manifest)
+    entry = CollectionEntry(
+        collection="docs", manifest_sha256=hashlib.sha256(manifest.to_bytes()).hexdigest(), points=12, bytes=1000
+    )
+    catalog.write_backup(
+        BackupRecord(
+            backup_id=builders.BACKUP_ID,
+            cluster="test",
+            kind="shard",
+            collections=(entry,),
+            aliases={"live": "docs"},
+            started_at=builders.NOON,
+            finished_at=builders.NOON,
+            tool_versions={},
+        )
+    )
+    catalog.write_manifest(manifest.model_copy(update={"backup_id": DIED}))
+    for module in (listing, show, verify):
+        monkeypatch.setattr(module, "connect_repository", lambda _name: repository)
+    return repository
+
+
+def test_list_tells_complete_from_incomplete(stored: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest first, with points, bytes and proof of the complete one; the other says that it is not."""
+    assert main(["list", "--json"]) == 0
+    newest, oldest = json.loads(capsys.readouterr().out)
+    assert (newest["backup_id"], newest["complete"], newest["proof"]) == (DIED, False, "")
+    assert (oldest["complete"], oldest["points"], oldest["bytes"], oldest["proof"]) == (True, 12, 1000, "count")
+    assert main(["list", "--cluster", "test"]) == 0
+    table = capsys.readouterr().out
+    assert f"{builders.BACKUP_ID}  complete" in table
+    assert f"{DIED}  incomplete" in table
+    assert main(["list", "--cluster", "other"]) == 0
+    assert "No backups of other" in capsys.readouterr().out
+
+
+def test_show_has_all_of_a_backup(stored: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    """latest is the newest complete one; shards, digests and aliases stand in it."""
+    assert main(["show", "test", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["backup_id"], document["complete"]) == (builders.BACKUP_ID, True)
+    assert document["record"]["aliases"] == {"live": "docs"}
+    assert document["collections"][0]["archives"][0]["sha256"] == "0" * 64
+    assert main(["show", "test"]) == 0
+    text = capsys.readouterr().out
+    assert "live → docs" in text
+    assert "000000000000" in text
+
+
+def test_show_knows_a_backup_whose_run_died(stored: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was committed before the run died counts, and is shown; an id that is nowhere is an error."""
+    assert main(["show", "test", DIED, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["complete"], [each["collection"] for each in document["collections"]]) == (False, ["docs"])
+    assert main(["show", "test", DIED]) == 0
+    assert "is incomplete" in capsys.readouterr().out
+    assert main(["show", "test", "20200101T000000Z-000000"]) == 1
+    assert "There is no backup 20200101T000000Z-000000 of test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("problems", "code"), [((), 0), (("11 points, the proof says 12",), 1)])
+def test_verify_ends_with_1_on_damage(
+    stored: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problems: tuple[str, ...],
+    code: int,
+) -> None:
+    """Each archive has its row; one that is damaged makes the exit code 1 and says so."""
+
+    def verdict(_repository: Repository, _manifest: object, archive: ArchiveRecord, _tell: object) -> ArchiveVerdict:
+        return ArchiveVerdict(key=archive.key, problems=problems)
+
+    monkeypatch.setattr(verify, "verify_archive", verdict)
+    assert main(["verify", "test", "--collection", "docs"]) == code
+    shown = capsys.readouterr()
+    assert (problems[0] if problems else "intact") in shown.out
+    assert ("1 of 1 archives" in shown.err) == bool(problems)
+    assert main(["verify", "test", "--collection", "other"]) == 1
+    assert "holds no collection other, but: docs" in capsys.readouterr().err

@@ -80,9 +80,7 @@ def test_custom_sharding_is_refused_until_its_ids_can_be_reproduced() -> None:
         plan_restore(request(), manifest(keyed, [archive(0)]), TARGET)
 
 
-@given(
-    sizes=st.lists(st.integers(1, 10**9), min_size=1, max_size=8), nodes=st.integers(1, 5), factor=st.integers(1, 5)
-)
+@given(sizes=st.lists(st.integers(1, 10**9), min_size=1, max_size=8), nodes=st.integers(1, 5), factor=st.integers(1, 5))
 def test_no_node_is_promised_less_than_any_even_placement_needs(sizes: list[int], nodes: int, factor: int) -> None:
     """The disk a node must have covers its largest possible even share, and two copies of the largest shard on top."""
     source = collection("docs", [shard(number, [1]) for number in range(len(sizes))])

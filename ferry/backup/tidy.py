@@ -1,0 +1,89 @@
+"""Being alone at work on a cluster, and taking away what runs may have left on nodes or in the bucket."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ferry.backup.plan import BackupPlan
+from ferry.backup.steps import made_after, node_restarted
+from ferry.connections import Connections
+from ferry.errors import FerryError, SnapshotError
+from ferry.models import Finding, PeerId, now
+from ferry.qdrant import snapshots
+from ferry.qdrant.http import NotFoundError
+from ferry.repository.journal import Entry, unsettled
+from ferry.repository.lease import Lease, acquire
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone_and_tidied(connections: Connections, plan: BackupPlan, holder: str) -> Iterator[Lease]:
+    """Hold the lease on the cluster; take away what dead runs left before, and what this run has left afterwards.
+
+    Raises LeaseHeldError, which says who is at work. What could not be taken away stays in the journal for the next run.
+    """
+    connections.catalog.ensure_repository()
+    key = connections.keys.lease(plan.cluster)
+    with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
+        tidy_dead_runs(connections, lease)
+        try:
+            yield lease
+        finally:
+            try:
+                tidy_dead_runs(connections, lease)
+            except FerryError as error:  # must not hide why the run itself failed
+                log.warning("left for the next run: %s", error.message)
+
+
+def tidy_dead_runs(connections: Connections, lease: Lease) -> list[Finding]:
+    """Take away what any run of this cluster left. Only the holder of the lease may: every other run is dead."""
+    lease.confirm()
+    findings = []
+    for entry in unsettled(connections.store, connections.keys, connections.cluster.name):
+        act = {"node_snapshot": _tidy_snapshot, "archive": _tidy_archive}.get(entry.kind)
+        if act is None:
+            continue
+        try:
+            act(connections, entry)
+            entry.journal.settle(entry)
+        except FerryError as error:
+            log.warning("left for the next run: %s %s: %s", entry.kind, entry.name, error.message)
+            findings.append(
+                Finding(
+                    severity="warning",
+                    subject=entry.name,
+                    message=f"Could not take away what run {entry.run_id} left: {error.message}",
+                    remedy="The next run tries again.",
+                )
+            )
+    return findings
+
+
+def _tidy_snapshot(connections: Connections, entry: Entry) -> None:
+    detail = entry.detail
+    collection, shard_id = detail["collection"], detail["shard_id"]
+    node = connections.cluster.node(PeerId(detail["peer_id"]))
+    node.require_identity()
+    try:
+        name = detail.get("name") or made_after(node, entry)
+    except NotFoundError:
+        return  # the collection is gone, and its snapshots with it
+    if name is None and not node_restarted(node, entry) and not _long_ago(connections, entry):
+        msg = f"the snapshot of {collection} that {node.label} was asked for has not appeared yet."
+        raise SnapshotError(msg)
+    if name:
+        snapshots.delete_snapshot(node, collection, shard_id, name)
+
+
+def _long_ago(connections: Connections, entry: Entry) -> bool:
+    limit = connections.cluster.profile.snapshot_timeout_seconds
+    return (now() - entry.noted_at).total_seconds() > limit
+
+
+def _tidy_archive(connections: Connections, entry: Entry) -> None:
+    key = entry.detail["key"]
+    manifest = connections.keys.manifest(connections.cluster.name, entry.run_id, entry.detail["collection"])
+    if connections.store.head(manifest) is None:
+        connections.store.abort_uploads(key)
+        connections.store.delete([key])

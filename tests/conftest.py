@@ -1,0 +1,64 @@
+"""Real servers that all layers above the unit tests share, started once for the whole run and only when asked for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.prefect_server import PrefectServer
+from sandbox.qdrant import QdrantCluster
+from sandbox.s3 import S3Server
+from tests.workshop import Workshop, forget
+
+
+@pytest.fixture(autouse=True)
+def no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees the settings of whoever runs it, nor those of the test before."""
+    for name in [name for name in os.environ if name.startswith("FERRY_") and name != "FERRY_QDRANT_BINARY"]:
+        monkeypatch.delenv(name)
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(scope="session")
+def shared_s3() -> Iterator[S3Server]:
+    """A real S3 server; every test has a prefix of its own in its one bucket."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def three_nodes() -> Iterator[QdrantCluster]:
+    """A real cluster of three nodes; tests drop the collections that they make. Never killed: take one of your own."""
+    with QdrantCluster(nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[QdrantCluster]:
+    """A real cluster of two nodes, as restore target; never killed."""
+    with QdrantCluster(nodes=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def workshop(
+    shared_s3: S3Server,
+    three_nodes: QdrantCluster,
+    two_nodes: QdrantCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Workshop]:
+    """Settings with ``source`` (three nodes), ``target`` (two nodes) and repository ``main``; leaves no collection."""
+    with Workshop(tmp_path, monkeypatch, shared_s3, {"source": three_nodes, "target": two_nodes}) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[PrefectServer]:
+    """A real Prefect server; this process and all that it starts become its clients."""
+    with PrefectServer() as server:
+        os.environ.update(server.env())
+        yield server

@@ -1,0 +1,135 @@
+"""What tests on real servers have in common: settings for some clusters and a bucket, and looking at what is left."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from ferry.connections import Connections, connect, connect_repository
+from ferry.settings import load_settings
+from sandbox.qdrant import QdrantCluster
+from sandbox.s3 import S3Server
+
+
+def forget() -> None:
+    """Let the next call read the settings and make its clients anew."""
+    for cached in (load_settings, connect, connect_repository):
+        cached.cache_clear()
+
+
+class Workshop:
+    """Clusters and a bucket under settings of their own. Leaves the clusters without collections and aliases."""
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        s3: S3Server,
+        clusters: Mapping[str, QdrantCluster],
+    ) -> None:
+        self.folder = folder
+        self.s3 = s3
+        self.clusters = dict(clusters)
+        self.config = folder / "ferry.toml"
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> Self:
+        self.configure()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for cluster in self.clusters.values():
+            if all(node.answers() for node in cluster.nodes):
+                drop_everything(cluster)
+        forget()
+
+    def configure(
+        self,
+        *,
+        clusters: Mapping[str, Mapping[str, Any]] | None = None,
+        repository: Mapping[str, Any] | None = None,
+        worker: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write ferry.toml with what is to differ from the usual, and use it from here on."""
+        tables: dict[str, dict[str, Any]] = {}
+        for name, cluster in self.clusters.items():
+            headroom = {"kind": "local", "paths": [str(node.disk_path) for node in cluster.nodes]}
+            tables[f"clusters.{name}"] = {"nodes": cluster.urls, "headroom": headroom}
+            tables[f"clusters.{name}"] |= dict((clusters or {}).get(name, {}))
+        tables["repositories.main"] = {
+            "bucket": "ferry",
+            "prefix": self.folder.name,
+            "endpoint_url": self.s3.endpoint_url,
+            "access_key": self.s3.access_key,
+            "secret_key": self.s3.secret_key,
+            "lease_seconds": 3,
+        } | dict(repository or {})
+        tables["worker"] = {"spool_dir": str(self.folder / "spool")} | dict(worker or {})
+        text = "\n".join(
+            f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in t.items()) for name, t in tables.items()
+        )
+        self.config.write_text(text)
+        self._monkeypatch.setenv("FERRY_CONFIG", str(self.config))
+        forget()
+        return self.config
+
+    def connect(self, cluster: str = "source") -> Connections:
+        """Ferry's own clients."""
+        return connect(cluster, "main")
+
+    def objects(self, folder: str = "") -> list[str]:
+        """Keys in the bucket under this test's prefix, without the prefix."""
+        prefix = f"{self.folder.name}/{folder}"
+        pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket="ferry", Prefix=prefix)
+        return sorted(
+            entry["Key"].removeprefix(self.folder.name + "/") for page in pages for entry in page.get("Contents", [])
+        )
+
+    def leftovers(self, *clusters: str) -> list[str]:
+        """Whatever of ours must not be there after a run has ended: snapshots on nodes, uploads, journal entries,
+        archives that no manifest counts, leases that are held, files in the spool."""
+        found = [f"journal {key}" for key in self.objects("runs/")]
+        listed = self.s3.client().list_multipart_uploads(Bucket="ferry", Prefix=self.folder.name)
+        found += [f"upload {upload['Key']}" for upload in listed.get("Uploads", [])]
+        counted = {key.rpartition("/")[0] for key in self.objects("backups/") if key.endswith("/manifest.json")}
+        for key in self.objects("backups/"):
+            if key.endswith(".snapshot") and key.rsplit("/", 2)[0] not in counted:
+                found.append(f"archive {key}")
+        for key in self.objects("leases/"):
+            body = self.s3.client().get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()
+            if not json.loads(body)["released"]:
+                found.append(f"lease {key}")
+        spool = self.folder / "spool"
+        found += [f"spool {path.name}" for path in (spool.iterdir() if spool.exists() else [])]
+        for name in clusters or self.clusters:
+            found += [f"{name}: {path}" for path in node_snapshots(self.clusters[name])]
+        return found
+
+
+def toml(value: Any) -> str:
+    """A value as TOML; tables inline."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def node_snapshots(cluster: QdrantCluster) -> list[str]:
+    """Every snapshot file on every node's disk, finished or not: the node's own list may not know a dead one's."""
+    return [
+        str(path.relative_to(node.folder))
+        for node in cluster.nodes
+        for path in node.snapshots_path.rglob("*")
+        if path.is_file()
+    ]
+
+
+def drop_everything(cluster: QdrantCluster) -> None:
+    """Delete all collections, and with them their aliases."""
+    with httpx.Client(base_url=cluster.urls[0], timeout=30, trust_env=False) as http:
+        for entry in http.get("/collections").json()["result"]["collections"]:
+            http.delete(f"/collections/{entry['name']}").raise_for_status()
