@@ -29,17 +29,16 @@ def deploy(state: SandboxState) -> None:
 
 def show(state: SandboxState) -> None:
     """Print the addresses and the next commands."""
-    assert state.prefect is not None
-    assert state.s3 is not None
+    prefect = state.prefect or {}
     table = Table("what", "where", box=None, header_style="bold")
-    table.add_row("Prefect UI", state.prefect["ui_url"])
+    table.add_row("Prefect UI", prefect["ui_url"])
     for name in state.clusters:
         for number in range(len(state.clusters[name])):
-            table.add_row(f"Qdrant {name} {number}", f"{state.node(name, number).url}/dashboard")
+            table.add_row(f"Qdrant {name} {number}", state.node(name, number).url)
     table.add_row("S3", str(state.s3_url()))
     table.add_row("settings", str(state.settings_file))
     console.print(table)
-    api = state.prefect["api_url"]
+    api = prefect["api_url"]
     console.print(
         f'\nFor the shell:     eval "$({Path(sys.executable).name} -m sandbox env --folder {state.folder})"\n'
         f"Demo data:         python -m sandbox load\n"

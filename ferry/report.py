@@ -61,14 +61,13 @@ def collection_rows(manifest: CollectionManifest, speeds: dict[str, float]) -> l
     names = {node.peer_id: node.url.split("://", 1)[-1] for node in manifest.nodes}
     return [
         {
-            "shard": shard.shard_id,
-            "key": "" if shard.shard_key is None else shard.shard_key,
+            "shard": shard.shard_id if shard.shard_key is None else f"{shard.shard_id} of {shard.shard_key}",
             "node": names[archive.source_peer],
             "points": "not counted" if shard.proof.points is None else shard.proof.points,
             "bytes": archive.bytes,
-            "sha256": archive.sha256[:16],
-            "digest": shard.proof.content.digest[:16] if shard.proof.content else "",
             "MB/s": round(speeds.get(archive.key, 0.0), 1),
+            "sha256": archive.sha256[:12],
+            "digest": shard.proof.content.digest[:12] if shard.proof.content else "",
         }
         for archive in manifest.archives
         for shard in archive.shards

@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """First wins: arguments (tests), environment, secrets directory, ferry.toml. No dotenv: it holds others' keys."""
+        """First wins: arguments (tests), environment, secrets directory, ferry.toml. No dotenv: others' keys lie there."""
         return (init_settings, *(source for _, source in named_sources(settings_cls)))
 
     def cluster(self, name: str) -> ClusterProfile:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from ferry.errors import FerryError
+from sandbox.data import WordShape, load_words
 from sandbox.lifecycle import WORKER_POOL, SandboxShape, start_sandbox, stop_sandbox
 from sandbox.process import SandboxError
 from sandbox.proxy_control import FAULTS, tell_proxy
@@ -48,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("env", parents=[folder], help='for the shell: eval "$(python -m sandbox env)"')
     down = commands.add_parser("down", parents=[folder], help="end everything")
     down.add_argument("--delete-data", action="store_true", help="remove what the parts stored, too")
+    load = commands.add_parser("load", parents=[folder], help="load English word vectors into the source, as `words`")
+    load.add_argument("--points", type=int, default=50_000, help="how many of the 341,479 (default: 50,000)")
     for fault in NODE_FAULTS:
         node = commands.add_parser(fault, parents=[folder], help=f"{fault} one node")
         node.add_argument("cluster")
@@ -71,6 +75,8 @@ def _run(given: argparse.Namespace) -> int:
             with locked(folder):
                 ended = stop_sandbox(folder, given.delete_data)
             console.print(f"Ended {ended} processes." if ended else "Nothing ran.")
+        case "load":
+            _load(_needed(folder), given.points)
         case "proxy":
             state = _needed(folder)
             if state.proxy is None:
@@ -101,6 +107,21 @@ def _up(given: argparse.Namespace) -> int:
     _status(state)
     console.print(f'\nSettings: {state.settings_file}\nUse them: eval "$(python -m sandbox env --folder {folder})"')
     return 0
+
+
+def _load(state: SandboxState, points: int) -> None:
+    first = state.node("source", 0)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("Loading words", total=points)
+        load_words(
+            first.url,
+            "words",
+            points,
+            api_key=first.api_key,
+            shape=WordShape(alias="words-live"),
+            progress=lambda done, _total: bar.update(task, completed=done),
+        )
+    console.print(f"{points:,} words are in collection words of the source, alias words-live.")
 
 
 def _needed(folder: Path) -> SandboxState:

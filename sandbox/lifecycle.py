@@ -18,6 +18,7 @@ from sandbox.s3 import GRACE_SECONDS, S3Server, remove_sockets
 from sandbox.state import SandboxState
 
 WORKER_POOL = "ferry"
+PREFECT_PORT = 4200  # where Prefect's documentation says that it is; another one when it is taken
 Report = Callable[[str], None]
 
 
@@ -130,9 +131,10 @@ def _start_cluster(state: SandboxState, name: str, nodes: int, shape: SandboxSha
 
 
 def _start_prefect(state: SandboxState) -> None:
-    server = PrefectServer(state.folder / "prefect", detached=True)
+    server = PrefectServer(state.folder / "prefect", free_port(PREFECT_PORT), detached=True)
     root = Path(__file__).parents[1]
-    worker = PrefectWorker(server, WORKER_POOL, {"FERRY_CONFIG": str(state.settings_file)}, root)
+    env = {"FERRY_CONFIG": str(state.settings_file), "FERRY_HOME": str(root)}
+    worker = PrefectWorker(server, WORKER_POOL, env, root)
 
     def write_down() -> None:
         records = {"server": server.process.record(), "worker": worker.process.record()}

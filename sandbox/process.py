@@ -33,9 +33,9 @@ class SandboxError(FerryError):
     default_remedy = "See the log named above, then run: python -m sandbox down && python -m sandbox up"
 
 
-def free_port() -> int:
+def free_port(preferred: int | None = None) -> int:
     """Return a loopback port that nobody listens on and that this process has not handed out before."""
-    for port in random.sample(PORT_RANGE, k=min(500, len(PORT_RANGE))):
+    for port in [*([preferred] if preferred else []), *random.sample(PORT_RANGE, k=min(500, len(PORT_RANGE)))]:
         if port in _handed_out:
             continue
         with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:

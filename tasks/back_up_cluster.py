@@ -46,7 +46,7 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout) -> BackupPlan:
     measured = measure.measure(connections, layout)
     planned = plan(request, layout, measured)
     planned = measure.require_source(connections, planned)
-    show_table(f"plan-{request.cluster}", report.backup_plan_rows(planned), report.backup_plan_text(planned))
+    show_table(("plan", request.cluster), report.backup_plan_rows(planned), report.backup_plan_text(planned))
     return planned
 
 
@@ -130,7 +130,7 @@ def commit_collection(
     manifest = commit.build_manifest(planned, collection, [record for _, record in proven])
     entry = commit.commit_collection(connections, planned, manifest, lease)
     rows = report.collection_rows(manifest, {record.key: stored.mb_per_second for stored, record in proven})
-    show_table(f"backup-{planned.cluster}-{collection}", rows, report.collection_text(manifest))
+    show_table(("backup", planned.cluster, collection), rows, report.collection_text(manifest))
     return entry
 
 
@@ -138,5 +138,5 @@ def commit_collection(
 def commit_backup(planned: BackupPlan, entries: list[CollectionEntry], lease: Lease) -> BackupRecord:
     """Write the record of the run, with the aliases."""
     record = commit.commit_backup(_connections(planned), planned, entries, lease)
-    show_markdown(f"verdict-{planned.cluster}", report.backup_verdict(record), f"Backup {record.backup_id}")
+    show_markdown(("verdict", planned.cluster), report.backup_verdict(record), f"Backup {record.backup_id}")
     return record

@@ -1,4 +1,4 @@
-"""The kinds of parameters that flows take: profile names become choices in the form, from the settings at deploy time."""
+"""The kinds of parameters that flows take. Profile names become choices in the form, from the settings at deploy."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,12 +9,15 @@ from ferry.settings import NAME_PATTERN, read_settings
 
 
 def _choices(table: Literal["clusters", "repositories"]) -> Any:
-    """A choice of the configured profiles; any proper name while there are no settings, so that imports never fail."""
+    """A choice of the configured profiles; any proper name while there are no settings, so that imports never fail.
+
+    An ``enum`` even for a single name: pydantic would write a ``const``, which the form shows as free text.
+    """
     try:
-        names = tuple(sorted(getattr(read_settings(), table)))
+        names = sorted(getattr(read_settings(), table))
     except ConfigurationError:
-        names = ()
-    return Literal[names] if names else Annotated[str, Field(pattern=NAME_PATTERN)]
+        names = []
+    return Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"enum": names} if names else None)]
 
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def threads() -> TaskRunner[PrefectFuture[Any]]:
 
 @contextmanager
 def stop_with_the_flow(futures: list[PrefectFuture[Any]]) -> Iterator[None]:
-    """While the flow waits for these futures: when it is cancelled or fails, stop them and wait until they cleaned up."""
+    """While the flow waits for these futures: when it is cancelled or fails, stop them and let them clean up."""
     _stop.clear()
     try:
         yield

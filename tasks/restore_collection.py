@@ -15,7 +15,7 @@ from ferry.repository.lease import Lease, acquire
 from ferry.restore import preflight, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.verify.replica import ReplicaVerdict
-from tasks.artifacts import artifact_key, show_markdown, show_table
+from tasks.artifacts import show_markdown, show_table
 from tasks.policy import progress, raise_failures, step, stop_with_the_flow
 from tasks.runs import holder, run_id
 
@@ -47,8 +47,8 @@ def alone_and_tidied(request: RestoreRequest) -> Iterator[Lease]:
 def plan_restore(request: RestoreRequest) -> RestorePlan:
     """Find the backup, ask the target, and refuse what would not work; changes nothing."""
     planned = preflight.prepare(_connections(request), request)
-    key = artifact_key("plan", request.cluster, request.collection)
-    show_table(key, report.restore_plan_rows(planned), report.restore_plan_text(planned))
+    name = ("plan", request.cluster, request.collection)
+    show_table(name, report.restore_plan_rows(planned), report.restore_plan_text(planned))
     return planned
 
 
@@ -109,7 +109,7 @@ def require_equal(planned: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
     """Show what was compared; raise VerificationError when one replica differs from the proof."""
     names = {int(node.peer_id): node.label for node in planned.layout.nodes}
     show_table(
-        artifact_key("verdict", planned.request.cluster, planned.target),
+        ("verdict", planned.request.cluster, planned.target),
         report.verdict_rows(verdicts, names),
         f"Replicas of {planned.target} compared with the proof of backup {planned.manifest.backup_id}",
     )
@@ -142,6 +142,4 @@ def report_restore(
     """Say how it went."""
     findings = planned.findings + tuple(finding for replica in recovered for finding in replica.findings)
     text = report.restore_verdict(planned, verdicts, findings)
-    show_markdown(
-        artifact_key("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}"
-    )
+    show_markdown(("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}")

@@ -7,7 +7,7 @@ from ferry.errors import VerificationError
 from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionManifest
 from ferry.verify.archive import ArchiveVerdict
 from ferry.verify.archive import verify_archive as verify
-from tasks.artifacts import artifact_key, show_table
+from tasks.artifacts import show_table
 from tasks.policy import progress, raise_failures, step, stop_with_the_flow
 
 
@@ -40,7 +40,7 @@ def verify_archives(repository: str, manifests: list[CollectionManifest]) -> lis
 def require_intact(cluster: str, record: BackupRecord, verdicts: list[ArchiveVerdict]) -> None:
     """Show the verdicts; raise VerificationError when one archive is not what its manifest says."""
     rows = [{"archive": verdict.key, "verdict": "; ".join(verdict.problems) or "intact"} for verdict in verdicts]
-    show_table(artifact_key("verify", cluster), rows, f"Backup {record.backup_id} read back from the bucket")
+    show_table(("verify", cluster), rows, f"Backup {record.backup_id} read back from the bucket")
     damaged = [f"{verdict.key}: {'; '.join(verdict.problems)}" for verdict in verdicts if verdict.problems]
     if damaged:
         msg = f"Backup {record.backup_id} of {cluster} is damaged: " + "; ".join(damaged)

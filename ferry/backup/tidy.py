@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def alone_and_tidied(connections: Connections, plan: BackupPlan, holder: str) -> Iterator[Lease]:
     """Hold the lease on the cluster; take away what dead runs left before, and what this run has left afterwards.
 
-    Raises LeaseHeldError, which says who is at work. What could not be taken away stays in the journal for the next run.
+    Raises LeaseHeldError, which says who is at work. What cannot be taken away stays in the journal for the next run.
     """
     connections.catalog.ensure_repository()
     key = connections.keys.lease(plan.cluster)

@@ -249,7 +249,7 @@ class Store:
             )
 
     def uploads(self, prefix: str) -> tuple[UnfinishedUpload, ...]:
-        """Multipart uploads under the folder ``prefix`` that were neither completed nor aborted, ours or not."""
+        """Multipart uploads under the folder ``prefix``, neither completed nor aborted, ours or not, in order of keys."""
         found: list[UnfinishedUpload] = []
         with vendor_errors("list the uploads of", self.where(prefix)):
             for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):
@@ -257,7 +257,7 @@ class Store:
                     UnfinishedUpload(key=upload["Key"], upload_id=upload["UploadId"], begun=upload["Initiated"])
                     for upload in page.get("Uploads", [])
                 ]
-        return tuple(found)
+        return tuple(sorted(found, key=lambda upload: (upload.key, upload.begun)))  # SeaweedFS sorts by upload id
 
     def abort_uploads(self, prefix: str) -> int:
         """Abort every multipart upload under the folder ``prefix``; how many. Only for who holds the lease of it."""

@@ -119,6 +119,7 @@ class ArchiveUpload:
     _sha256: Any = field(default_factory=hashlib.sha256)
     _sent_bytes: int = 0
     _own_etag: str | None = None
+    _begun: int = 0
     _spare: list[bytearray] = field(default_factory=list)
 
     @property
@@ -197,6 +198,7 @@ class ArchiveUpload:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+            self._abort_strays()
 
     def _send_parts(
         self, pool: ThreadPoolExecutor, upload_id: str, first: bytearray, rest: Iterator[bytearray]
@@ -268,6 +270,7 @@ class ArchiveUpload:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _create(self, metadata: dict[str, str]) -> str:
+        self._begun += 1
         with vendor_errors("begin the upload of", self.where):
             answer = self.client.create_multipart_upload(Bucket=self.bucket, Key=self.key, Metadata=metadata)
         return answer["UploadId"]
@@ -311,6 +314,20 @@ class ArchiveUpload:
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
             else:
                 return
+
+    def _abort_strays(self) -> None:
+        """Where beginning took several attempts, an earlier one may have been obeyed although its answer was lost."""
+        if self._begun < 2:
+            return
+        try:
+            with vendor_errors("list the uploads of", self.where):
+                found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self.key).get("Uploads", [])
+        except FerryError as error:
+            _log.warning("An unfinished upload may stay until the next start: %s", error.message)
+            return
+        for upload in found:
+            if upload["Key"] == self.key:
+                self._abort(upload["UploadId"])
 
     def _compare_with_expected(self, sent_bytes: int, expected_bytes: int | None) -> None:
         if expected_bytes is not None and sent_bytes != expected_bytes:

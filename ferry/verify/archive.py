@@ -93,7 +93,7 @@ def _prove(repository: Repository, path: Path, level: ProofLevel, progress: Prog
 def verify_archive(
     repository: Repository, manifest: CollectionManifest, archive: ArchiveRecord, progress: Progress = no_progress
 ) -> ArchiveVerdict:
-    """Prove an archive once more and compare with its manifest; damage is a problem in the verdict, not an exception."""
+    """Prove an archive once more and compare with its manifest; damage is in the verdict, not an exception."""
     folder = repository.keys.collection_prefix(manifest.cluster, manifest.backup_id, manifest.collection)
     key = folder + archive.key
     if repository.store.head(key) is None:

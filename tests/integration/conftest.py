@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ferry.connections import connect, connect_repository
-from ferry.settings import load_settings
+from ferry import connections
+from ferry.qdrant.cluster import Cluster
+from ferry.settings import ClusterProfile, load_settings
 from sandbox.qdrant import NodePlace, QdrantCluster
 from sandbox.s3 import S3Server
 
@@ -44,8 +45,25 @@ def toml_value(value: Any) -> str:
 
 
 @pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings and clients made afresh, and closed afterwards: ferry.connections keeps them for a whole process."""
+    opened: list[Cluster] = []
+
+    def recorded(name: str, profile: ClusterProfile) -> Cluster:
+        opened.append(Cluster(name, profile))
+        return opened[-1]
+
+    monkeypatch.setattr(connections, "Cluster", recorded)
+    forget()
+    yield
+    forget()
+    for cluster in opened:
+        cluster.close()
+
+
+@pytest.fixture
 def configure(
-    s3: S3Server, source: QdrantCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, source: QdrantCluster, connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
     """A function that writes ferry.toml for cluster ``source`` and repository ``main``, with what is to differ."""
 
@@ -77,11 +95,10 @@ def configure(
         forget()
         return path
 
-    forget()
     return write
 
 
 def forget() -> None:
     """Let the next call read the settings and make its clients anew."""
-    for cached in (load_settings, connect, connect_repository):
+    for cached in (load_settings, connections.connect, connections.connect_repository):
         cached.cache_clear()

@@ -302,8 +302,14 @@ def test_at_most_the_configured_parts_are_in_memory(server: S3Server, folder: st
 def test_uploads_survive_a_burst_of_503(troubled: Store, proxy: FaultProxy, folder: str) -> None:
     """SlowDown on every verb: each part is sent again."""
     data = payload(4 * PART + 5)
-    proxy.http_status(503, count=6)
-    assert troubled.upload(folder + "a", blocks_of(data)).bytes == len(data)
+    proxy.http_status(503, count=2)
+    began = iter([True])
+
+    def more_trouble(_done: int) -> None:
+        if next(began, False):
+            proxy.http_status(503, count=3)
+
+    assert troubled.upload(folder + "a", blocks_of(data), progress=more_trouble).bytes == len(data)
     proxy.http_status(503, count=2)
     assert read_all(troubled, folder + "a", len(data)) == data
 
@@ -439,6 +445,25 @@ def test_an_archive_whose_completion_was_answered_into_the_void_is_whole(
     assert troubled.upload(folder + "a", blocks_of(data)).sha256 == hashlib.sha256(data).hexdigest()
     assert next(cut_once, None) is None
     assert read_all(honest, folder + "a", len(data)) == data
+
+
+def test_an_upload_begun_twice_because_an_answer_was_lost_leaves_no_second_one(
+    honest: Store, troubled: Store, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id was in the answer, so only a listing knows it."""
+    cut_once = iter([proxy.cut])
+    original = proxy._forward
+
+    async def forward(data: bytes, writer: Any, direction: str) -> None:
+        if direction == "to_client" and b"<InitiateMultipartUploadResult" in data and (cut := next(cut_once, None)):
+            cut()
+            return
+        await original(data, writer, direction)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proxy, "_forward", forward)
+    troubled.upload(folder + "a", [payload(PART + 1)])
+    assert next(cut_once, None) is None
+    assert honest.uploads(folder) == ()
 
 
 def completes(request: str) -> bool:

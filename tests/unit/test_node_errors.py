@@ -188,7 +188,7 @@ def test_a_presigned_url_that_qdrant_echoes_loses_its_signature(server: Server, 
     [
         SIGNED,
         SIGNED.replace("http://s3.local:9000", ""),
-        SIGNED.replace("=", "%3D"),
+        SIGNED.replace("http://s3.local:9000", "").replace("=", "%3D"),
         f"'{SIGNED}', and {SIGNED}",
         "https://storage/x?sv=2020&sig=deadbeef",
         "https://user:deadbeef@host/x",
@@ -298,6 +298,7 @@ def test_a_download_without_progress_ends(server: Server, node: Node, naps: list
 def test_a_stalled_download_goes_on(server: Server, node: Node) -> None:
     """Without a byte for stall_seconds the connection is given up and another one continues."""
     whole = serve_file([])
+    downloaded = threading.Event()
 
     def stall_once(request: BaseHTTPRequestHandler) -> None:
         if len(server.seen) > 1:
@@ -309,11 +310,14 @@ def test_a_stalled_download_goes_on(server: Server, node: Node) -> None:
         request.end_headers()
         request.wfile.write(DATA[:1000])
         request.wfile.flush()
-        threading.Event().wait(0.4)
+        given_up.append(downloaded.wait(3))
         request.close_connection = True
 
+    given_up: list[bool] = []
     server.reply = stall_once
     assert download(node) == DATA
+    assert not given_up  # the first connection still hangs
+    downloaded.set()
     assert [headers.get("range") for _, headers in server.seen] == [None, "bytes=1000-"]
 
 

@@ -63,6 +63,12 @@ def test_the_body_renames_flattens_and_drops_nulls_but_not_those_of_metadata() -
     assert not {"params", "optimizer_config", "read_fan_out_factor"} & body.keys()
 
 
+def test_what_the_source_does_not_have_is_not_sent() -> None:
+    """A null would ask for the server's default, which is what leaving it out does too."""
+    assert "quantization_config" not in creation_body(changed("quantization_config", None))
+    assert "metadata" not in creation_body(changed("metadata", None))
+
+
 def test_fields_of_a_newer_server_are_passed_on() -> None:
     """A field that this Ferry has never seen is not lost on the way."""
     config = changed("brand_new_config", {"a": 1})

@@ -71,6 +71,12 @@ def test_mixed_versions_are_a_warning_and_the_newest_counts() -> None:
     assert newest([node.version for node in nodes]) == "1.16.10"
 
 
+def test_the_oldest_node_decides_whether_snapshots_are_safe() -> None:
+    """Versions are ordered as numbers: 1.9 is older than 1.16."""
+    nodes = [NodeInfo(url="http://n:1", peer_id=PeerId(1), version=version) for version in ("1.16.3", "1.9.0")]
+    assert "1.9.0 is older than 1.15.5" in cluster_findings(nodes)[0].message
+
+
 def test_one_safe_version_has_no_findings() -> None:
     """Nothing is said where nothing is to be said."""
     assert cluster_findings([NodeInfo(url="http://n:1", peer_id=PeerId(1), version="1.16.3")]) == []

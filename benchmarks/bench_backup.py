@@ -1,0 +1,168 @@
+"""How fast a snapshot moves from its node to the bucket, against reading it alone and writing it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import boto3
+import httpx
+from botocore.config import Config
+
+from benchmarks.data import Shape
+from benchmarks.figures import Figure, Target, middle, ratios, timed
+from benchmarks.stage import Stage
+from ferry.backup import steps
+from ferry.qdrant.http import path_of
+from sandbox.s3 import REGION
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+TARGET = Target(0.95, "at least")
+RAW_KEY = "bench/raw.snapshot"
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds for the same bytes, measured beside each other."""
+
+    ferry: float
+    down: float
+    put: float
+
+
+def measure(stage: Stage, points: int, rounds: int) -> list[Figure]:
+    """Upload one shard's snapshot some times over; the three ways change places from round to round."""
+    collection = stage.collection(Shape("bench-backup", points))
+    work = stage.only_work(collection)
+    watch = stage.load_watch()
+    results = []
+    try:
+        data = _first_copy(stage, work)
+        client = raw_client(stage)
+        for number in range(rounds + 1):
+            done = _round(stage, work, data, client, number, watch if number else stage.load_watch())
+            results += [done] if number else []  # the first one warms connections and caches
+    finally:
+        stage.drop(collection)
+    return _figures(len(data), results, str(watch))
+
+
+def _round(stage: Stage, work: steps.Work, data: bytes, client: S3Client, number: int, watch: object) -> Round:
+    connections = stage.connect()
+    work = work.model_copy(update={"backup_id": stage.new_id()})
+    made = steps.create_snapshot(connections, work)
+    url = _snapshot_url(work, made.name)
+
+    def ferry() -> float:
+        with watch:  # type: ignore[attr-defined]
+            return timed(lambda: steps.upload_snapshot(connections, work, made))[0]
+
+    def down() -> float:
+        return timed(lambda: download_alone(url))[0]
+
+    def put() -> float:
+        part_bytes, in_flight = connections.profile.part_bytes, connections.profile.parts_in_flight
+        return timed(lambda: put_alone(client, data, part_bytes, in_flight))[0]
+
+    # Ferry's step deletes the node's file, so the reading alone comes before it; the writing alone changes its place.
+    order: list[Callable[[], float]] = [down, put, ferry] if number % 2 else [down, ferry, put]
+    seconds = {way.__name__: way() for way in order}
+    connections.store.delete([steps.archive_key(connections, work), RAW_KEY])
+    return Round(**seconds)
+
+
+def _first_copy(stage: Stage, work: steps.Work) -> bytes:
+    connections = stage.connect()
+    work = work.model_copy(update={"backup_id": stage.new_id()})
+    made = steps.create_snapshot(connections, work)
+    data = httpx.get(_snapshot_url(work, made.name), headers=_PLAIN, timeout=300, trust_env=False).content
+    steps.release_snapshot(connections, work, made.name)
+    return data
+
+
+_PLAIN = {"Accept-Encoding": "identity"}
+
+
+def download_alone(url: str) -> int:
+    """Read an address to the end and keep nothing, as curl to /dev/null would; how many bytes came."""
+    with httpx.stream("GET", url, headers=_PLAIN, timeout=300, trust_env=False) as answer:
+        answer.raise_for_status()
+        return sum(len(block) for block in answer.iter_raw(BLOCK_BYTES))
+
+
+def put_alone(client: S3Client, data: bytes, part_bytes: int, in_flight: int) -> None:
+    """Write bytes from memory as multipart: no checksum, no signature over the body, nothing asked afterwards."""
+    view = memoryview(data)
+    upload = client.create_multipart_upload(Bucket="ferry", Key=RAW_KEY)["UploadId"]
+
+    def put(number: int) -> str:
+        part = bytes(view[(number - 1) * part_bytes : number * part_bytes])
+        answer = client.upload_part(Bucket="ferry", Key=RAW_KEY, UploadId=upload, PartNumber=number, Body=part)
+        return answer["ETag"]
+
+    numbers = range(1, -(-len(data) // part_bytes) + 1)
+    with ThreadPoolExecutor(in_flight) as pool:
+        etags = list(pool.map(put, numbers))
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in zip(numbers, etags, strict=True)]
+    client.complete_multipart_upload(
+        Bucket="ferry",
+        Key=RAW_KEY,
+        UploadId=upload,
+        MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
+    )
+
+
+def raw_client(stage: Stage) -> S3Client:
+    """The fastest plain boto3 client: it neither hashes nor signs bodies, so nothing is easier than it."""
+    config = Config(
+        signature_version="s3v4",
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path", "payload_signing_enabled": False},
+        retries={"total_max_attempts": 1},
+        connect_timeout=5,
+        read_timeout=120,
+        proxies={},
+    )
+    return boto3.client(
+        "s3",
+        endpoint_url=stage.s3.endpoint_url,
+        aws_access_key_id=stage.s3.access_key,
+        aws_secret_access_key=stage.s3.secret_key,
+        region_name=REGION,
+        config=config,
+    )
+
+
+def _snapshot_url(work: steps.Work, name: str) -> str:
+    archive = work.archive
+    folder = path_of("collections", archive.collection, "shards", archive.shard_id or 0, "snapshots", name)
+    return archive.node.url + folder
+
+
+def _figures(size: int, results: list[Round], load: str) -> list[Figure]:
+    def speed(seconds: float) -> str:
+        return f"{size / 1e6 / seconds:,.0f} MB/s"
+
+    slower = [max(done.down, done.put) for done in results]
+    values = ratios(slower, [done.ferry for done in results])  # of speeds, so the seconds stand the other way round
+    ferry = middle([done.ferry for done in results])
+    down, put = middle([done.down for done in results]), middle([done.put for done in results])
+    return [
+        Figure(
+            area="backup",
+            name="node → bucket, sha256 and md5 in line ÷ the slower of reading alone and writing alone",
+            ours=speed(ferry),
+            raw=f"read {speed(down)}, write {speed(put)}",
+            value=middle(values),
+            values=values,
+            target=TARGET,
+            limit=load,
+            notes=(f"one archive of {size / 1e6:,.0f} MB; the whole step: move, compare, delete the node's file",),
+        )
+    ]
