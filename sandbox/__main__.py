@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ferry.errors import FerryError
+from sandbox.binaries import qdrant_binary, word_vectors_file
 from sandbox.data import WordShape, load_words
 from sandbox.lifecycle import WORKER_POOL, SandboxShape, start_sandbox, stop_sandbox
 from sandbox.process import SandboxError
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("env", parents=[folder], help='for the shell: eval "$(python -m sandbox env)"')
     down = commands.add_parser("down", parents=[folder], help="end everything")
     down.add_argument("--delete-data", action="store_true", help="remove what the parts stored, too")
+    commands.add_parser("fetch", help="fetch the Qdrant binary and the word vectors, once for all checkouts")
     load = commands.add_parser("load", parents=[folder], help="load English word vectors into the source, as `words`")
     load.add_argument("--points", type=int, default=50_000, help="how many of the 341,479 (default: 50,000)")
     for fault in NODE_FAULTS:
@@ -62,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace) -> int:
+    if given.command == "fetch":
+        return _fetch()
     folder: Path = given.folder
     match given.command:
         case "up":
@@ -106,6 +110,15 @@ def _up(given: argparse.Namespace) -> int:
             state = start_sandbox(folder, shape, lambda part: spinner.update(f"Starting {part}"))
     _status(state)
     console.print(f'\nSettings: {state.settings_file}\nUse them: eval "$(python -m sandbox env --folder {folder})"')
+    return 0
+
+
+def _fetch() -> int:
+    with console.status("Fetching Qdrant") as spinner:
+        binary = qdrant_binary()
+        spinner.update("Fetching the word vectors")
+        words = word_vectors_file()
+    console.print(f"Qdrant: {binary}\nWord vectors: {words}")
     return 0
 
 

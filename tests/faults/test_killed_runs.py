@@ -1,0 +1,90 @@
+"""SIGKILL of the process after each step: the next run takes away what the dead one left."""
+
+import pytest
+
+from ferry.errors import PreflightError
+from flows.back_up_cluster import back_up_cluster
+from flows.restore_collection import restore_collection
+from tests.faults.conftest import BACK_UP, RESTORE, Runs
+from tests.faults.scene import ALIAS, COLLECTION, LIVE, Scene, fill, names_and_aliases
+
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("quick")]
+
+SOURCE = {"cluster": "source", "repository": "main"}
+TARGET = {
+    "cluster": "target",
+    "repository": "main",
+    "source_cluster": "source",
+    "collection": COLLECTION,
+    "alias": ALIAS,
+}
+BACKUP_STEPS = {
+    "lease taken": ("ferry.backup.tidy:acquire", "after"),
+    "journal noted": ("ferry.repository.journal:Journal.note", "after"),
+    "snapshot made, its name not noted": ("ferry.qdrant.snapshots:create_snapshot", "after"),
+    "snapshot made": ("ferry.backup.steps:create_snapshot", "after"),
+    "uploaded, node's file not deleted": ("ferry.backup.steps:release_snapshot", "before"),
+    "proven": ("ferry.backup.steps:prove_upload", "after"),
+    "manifest written, backup.json not": ("ferry.repository.catalog:Catalog.write_manifest", "after"),
+    "backup.json written, lease held": ("ferry.repository.catalog:Catalog.write_backup", "after"),
+}
+RESTORE_STEPS = {
+    "journal noted": ("ferry.repository.journal:Journal.note", "after"),
+    "collection created": ("ferry.qdrant.node:Node.create_collection", "after"),
+    "first replica recovered": ("ferry.qdrant.snapshots:recover_shard", "after"),
+    "all recovered": ("ferry.restore.steps:settle_target", "before"),
+    "verified": ("ferry.restore.steps:keep_target", "before"),
+}
+LATE_STEPS = {
+    "kept": ("ferry.restore.steps:keep_target", "after", LIVE),
+    "alias moved": ("ferry.restore.steps:move_alias", "after", None),
+}
+
+
+@pytest.mark.parametrize(("at", "when"), BACKUP_STEPS.values(), ids=BACKUP_STEPS)
+def test_the_next_backup_tidies_after_a_killed_one(scene: Scene, runs: Runs, at: str, when: str) -> None:
+    """Whatever step a backup dies after, it counts only when it was committed, and the next one leaves nothing of it."""
+    runs.killed(BACK_UP, SOURCE, at, when)
+    scene.require_honest()
+    committed = len(scene.complete())
+    assert committed == (1 if at.endswith("write_backup") else 0)
+    back_up_cluster(**SOURCE)
+    assert len(scene.complete()) == committed + 1
+    scene.require_sound()
+
+
+def test_a_backup_killed_in_mid_upload_leaves_no_parts(scene: Scene, runs: Runs) -> None:
+    """Half of a multipart upload is aborted by the next run, and the snapshot that it came from is deleted."""
+    fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
+    scene.remember("source", "large")
+    scene.shop.configure(repository={"part_bytes": 5 << 20})
+    runs.killed(BACK_UP, SOURCE, "ferry.repository.upload:ArchiveUpload._send_part", nth=2)
+    assert [found for found in scene.shop.leftovers() if found.startswith("upload")]
+    back_up_cluster(**SOURCE)
+    scene.require_sound()
+
+
+@pytest.mark.parametrize(("at", "when"), RESTORE_STEPS.values(), ids=RESTORE_STEPS)
+def test_the_next_restore_tidies_after_a_killed_one(scene: Scene, runs: Runs, at: str, when: str) -> None:
+    """A restore that dies before it kept its collection never touched the alias, and the next one begins anew."""
+    scene.back_up()
+    runs.killed(RESTORE, TARGET, at, when)
+    assert names_and_aliases(scene.shop.clusters["target"])[1] == {ALIAS: LIVE}
+    restored = restore_collection(**TARGET, verify="content")
+    assert names_and_aliases(scene.shop.clusters["target"]) == ({LIVE, restored}, {ALIAS: restored})
+    scene.require_sound()
+
+
+@pytest.mark.parametrize(("at", "when", "alias_before"), LATE_STEPS.values(), ids=LATE_STEPS)
+def test_a_restored_collection_outlives_its_killed_run(
+    scene: Scene, runs: Runs, at: str, when: str, alias_before: str | None
+) -> None:
+    """Once it was found equal to its proof, a collection is the operator's: no later run drops or replaces it."""
+    scene.back_up()
+    runs.killed(RESTORE, TARGET, at, when)
+    (restored,) = names_and_aliases(scene.shop.clusters["target"])[0] - {LIVE}
+    scene.remember("target", restored)
+    assert names_and_aliases(scene.shop.clusters["target"])[1] == {ALIAS: alias_before or restored}
+    with pytest.raises(PreflightError, match=f"{restored} is already a collection"):
+        restore_collection(**TARGET)
+    scene.require_sound()
