@@ -297,7 +297,7 @@ def _framed(head: bytes, blocks: Iterator[bytes], tail: bytes, *, size: int) -> 
         if sent > size:
             break
         yield block
-    if False:
+    if sent != size:
         msg = f"The archive to upload has {'more' if sent > size else sent} bytes, and not {size}; nothing was changed."
         raise SnapshotError(msg)
     yield tail
