@@ -13,6 +13,7 @@ from botocore.config import Config
 
 from benchmarks.data import Shape
 from benchmarks.figures import Figure, Target, middle, ratios, timed
+from benchmarks.load import Load
 from benchmarks.stage import Stage
 from ferry.backup import steps
 from ferry.qdrant.http import path_of
@@ -35,7 +36,7 @@ class Round:
     put: float
 
 
-def measure(stage: Stage, points: int, rounds: int) -> list[Figure]:
+def measure(stage: Stage, points: int, rounds: int, warm_rounds: int = 1) -> list[Figure]:
     """Upload one shard's snapshot some times over; the three ways change places from round to round."""
     collection = stage.collection(Shape("bench-backup", points))
     work = stage.only_work(collection)
@@ -44,22 +45,22 @@ def measure(stage: Stage, points: int, rounds: int) -> list[Figure]:
     try:
         data = _first_copy(stage, work)
         client = raw_client(stage)
-        for number in range(rounds + 1):
-            done = _round(stage, work, data, client, number, watch if number else stage.load_watch())
-            results += [done] if number else []  # the first one warms connections and caches
+        for number in range(-warm_rounds, rounds):
+            done = _round(stage, work, data, client, number, watch if number >= 0 else stage.load_watch())
+            results += [done] if number >= 0 else []  # those before warm connections and caches
     finally:
         stage.drop(collection)
-    return _figures(len(data), results, str(watch))
+    return _figures(len(data), results, watch)
 
 
-def _round(stage: Stage, work: steps.Work, data: bytes, client: S3Client, number: int, watch: object) -> Round:
+def _round(stage: Stage, work: steps.Work, data: bytes, client: S3Client, number: int, watch: Load) -> Round:
     connections = stage.connect()
     work = work.model_copy(update={"backup_id": stage.new_id()})
     made = steps.create_snapshot(connections, work)
     url = _snapshot_url(work, made.name)
 
     def ferry() -> float:
-        with watch:  # type: ignore[attr-defined]
+        with watch:
             return timed(lambda: steps.upload_snapshot(connections, work, made))[0]
 
     def down() -> float:
@@ -145,7 +146,7 @@ def _snapshot_url(work: steps.Work, name: str) -> str:
     return archive.node.url + folder
 
 
-def _figures(size: int, results: list[Round], load: str) -> list[Figure]:
+def _figures(size: int, results: list[Round], watch: Load) -> list[Figure]:
     def speed(seconds: float) -> str:
         return f"{size / 1e6 / seconds:,.0f} MB/s"
 
@@ -162,7 +163,7 @@ def _figures(size: int, results: list[Round], load: str) -> list[Figure]:
             value=middle(values),
             values=values,
             target=TARGET,
-            limit=load,
+            limit=f"{watch}; {watch.per_megabytes(size * len(results) / 1e6)}",
             notes=(f"one archive of {size / 1e6:,.0f} MB; the whole step: move, compare, delete the node's file",),
         )
     ]

@@ -20,12 +20,14 @@ from uuid import NAMESPACE_OID, uuid5
 
 import qdrant_edge as edge
 
+from benchmarks.figures import Figure, Target, middle
 from ferry.archive import proof
 from ferry.archive.reader import load, unpack
 
 POINTS = 200_000
 DIMENSIONS = 256
 POLL_SECONDS = 0.02
+TARGET = Target(100_000, "at least", " points/s")
 
 
 def run(points: int = POINTS) -> dict[str, Any]:
@@ -44,6 +46,39 @@ def run(points: int = POINTS) -> dict[str, Any]:
         return figures
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(points: int, rounds: int) -> list[Figure]:
+    """Prove the same archive with two processes some times over, and let the engine read it alone as often."""
+    folder = Path(tempfile.mkdtemp(prefix="ferry-bench-proof-"))
+    try:
+        archive = _build(folder, points)
+        size = archive.stat().st_size
+        alone = [_scroll(archive, folder / "scroll")["scroll_points_per_second"] for _ in range(rounds)]
+        proofs = [_prove(archive, folder, 2) for _ in range(rounds)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    rates = tuple(float(found["points_per_second"]) for found in proofs)
+    reading = middle([found["reading_points_per_second"] for found in proofs])
+    cpu = middle([found["cpu_microseconds_per_point"] for found in proofs])
+    return [
+        Figure(
+            area="proof",
+            name=f"points proven by two processes, {DIMENSIONS} dimensions and a payload",
+            ours=f"{middle(rates):,.0f} points/s",
+            raw=f"the engine's reading alone {middle(alone):,.0f} points/s",
+            value=middle(rates),
+            values=rates,
+            target=TARGET,
+            limit=f"{cpu:.1f} µs of processor a point, so two free cores give {2e6 / cpu:,.0f} points/s at most",
+            unit=" points/s",
+            digits=0,
+            notes=(
+                f"{points:,} points, {size / 1e6:,.0f} MB, with the start of the processes, unpacking and loading",
+                f"{reading:,.0f} points/s once they read",
+            ),
+        )
+    ]
 
 
 def _build(folder: Path, points: int) -> Path:

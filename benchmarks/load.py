@@ -38,6 +38,11 @@ class Load:
         cores["others"] = max(0.0, cores["all"] - sum(cores[name] for name in self._parts))
         return cores
 
+    def per_megabytes(self, megabytes: float) -> str:
+        """Processor seconds of each part for 100 MB: a busy machine changes the clock's answer more than this one."""
+        each = ", ".join(f"{name} {self._used[name] * 100 / megabytes:.2f}" for name in self._parts)
+        return f"processor seconds for 100 MB: {each}"
+
     def __str__(self) -> str:
         cores = self.cores()
         parts = ", ".join(f"{name} {cores[name]:.1f}" for name in [*self._parts, "others"])

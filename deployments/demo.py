@@ -20,7 +20,7 @@ from sandbox.prefect_server import PrefectServer
 from sandbox.state import SandboxState, locked
 
 COLLECTION, ALIAS, WORD = "words", "words-live", "king"
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -51,6 +51,17 @@ def connect(cluster: str, repository: str) -> Connections:
     """The clients of two profiles. Raises ConfigurationError for an unknown name, before anything is asked."""
     profile = load_settings().cluster(cluster)
     base = connect_repository(repository)
-    return Connections(
-        base.profile, base.worker, base.store, base.keys, base.catalog, cluster=Cluster(cluster, profile)
-    )
+    opened = Cluster(cluster, profile)
+    _clusters.append(opened)
+    return Connections(base.profile, base.worker, base.store, base.keys, base.catalog, cluster=opened)
+
+
+_clusters: list[Cluster] = []
+
+
+def forget_connections() -> None:
+    """Close every client and forget the settings, so that the next call reads and makes them anew."""
+    while _clusters:
+        _clusters.pop().close()
+    for cached in (load_settings, connect_repository, connect):
+        cached.cache_clear()

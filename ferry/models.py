@@ -88,13 +88,14 @@ class CollectionLayout(Value):
 
 
 class ClusterLayout(Value):
-    """What every node of a cluster agreed on at one moment."""
+    """What every node of a cluster agreed on at one moment. ``names`` are all collections, looked at or not."""
 
     cluster: str
     taken_at: datetime
     nodes: tuple[NodeInfo, ...]
     collections: tuple[CollectionLayout, ...]
     aliases: dict[str, str]
+    names: tuple[str, ...] = ()
 
     def node(self, peer_id: PeerId) -> NodeInfo:
         """The node with that peer id; KeyError when it is not in the layout."""

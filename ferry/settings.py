@@ -12,6 +12,7 @@ from pydantic_settings import (
     NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -20,7 +21,8 @@ from ferry.errors import ConfigurationError
 PREFIX = "FERRY_"
 # Variables that steer where settings are read from, or parts around Ferry; they are not settings themselves.
 STEERING_VARIABLES = frozenset({"FERRY_CONFIG", "FERRY_SECRETS_DIR", "FERRY_HOME", "FERRY_QDRANT_BINARY"})
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+# Lower case, because a variable cannot tell FERRY_CLUSTERS__PROD from FERRY_CLUSTERS__prod.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MIB = 1024 * 1024
 
 ProfileName = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -193,7 +195,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """First wins: arguments (tests), environment, secrets directory, ferry.toml. No dotenv: others' keys lie there."""
+        """First wins: arguments (tests), environment, secrets files, ferry.toml. No dotenv: it holds others' keys."""
         return (init_settings, *(source for _, source in named_sources(settings_cls)))
 
     def cluster(self, name: str) -> ClusterProfile:
@@ -240,9 +242,25 @@ def _refuse_unknown_variables() -> None:
             raise ConfigurationError(msg, "Correct its name or unset it; all settings stand in docs/settings.md.")
 
 
+def _refuse_unknown_secrets() -> None:
+    folder = os.environ.get("FERRY_SECRETS_DIR")
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
+        msg = f"FERRY_SECRETS_DIR names {folder}, which is no folder."
+        raise ConfigurationError(msg)
+    fields = tuple((PREFIX + name).upper() for name in Settings.model_fields)
+    for path in Path(folder).iterdir():
+        # Kubernetes puts its own bookkeeping beside the files, with leading dots.
+        if not path.name.startswith(".") and not path.name.upper().startswith(fields):
+            msg = f"The file {path} in FERRY_SECRETS_DIR is no setting of Ferry's."
+            raise ConfigurationError(msg, "Files are named like the variables: FERRY_CLUSTERS__PROD__API_KEY.")
+
+
 def read_settings(**overrides: Any) -> Settings:
     """Read the settings afresh. Raises ConfigurationError, which never shows a value, only where it stands."""
     _refuse_unknown_variables()
+    _refuse_unknown_secrets()
     if "FERRY_CONFIG" in os.environ and not config_path().is_file():
         msg = f"FERRY_CONFIG names {config_path()}, which is no file."
         raise ConfigurationError(msg)
@@ -252,6 +270,9 @@ def read_settings(**overrides: Any) -> Settings:
         lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         msg = "Settings are wrong: " + "; ".join(lines)
         raise ConfigurationError(msg) from None  # the original holds the input, which may be a secret
+    except SettingsError as error:
+        msg = f"A variable that must hold JSON does not: {error}."
+        raise ConfigurationError(msg) from None  # its cause holds the value, which may be a secret
     except ValueError as error:  # a file that is not TOML
         msg = f"{config_path()} cannot be read as TOML: {error}"
         raise ConfigurationError(msg) from error

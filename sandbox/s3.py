@@ -92,6 +92,7 @@ class S3Server:
             self.process.start()
             client = self.client()
             self.process.wait_ready(lambda: self._round_trips(client), timeout_seconds)
+            client.close()
         except BaseException:
             self.stop()
             raise

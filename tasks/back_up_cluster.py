@@ -19,7 +19,7 @@ from ferry.repository.lease import Lease
 from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionEntry
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
-from tasks.policy import progress, raise_failures, step, stop_with_the_flow
+from tasks.policy import progress, raise_failures, require_going, step, stop_with_the_flow
 from tasks.runs import holder, run_id
 
 
@@ -58,6 +58,7 @@ def alone_and_tidied(planned: BackupPlan) -> AbstractContextManager[Lease]:
 @step("create snapshot", "create {work.label}")
 def create_snapshot(work: steps.Work) -> steps.MadeSnapshot:
     """Let the node make the snapshot."""
+    require_going(f"create {work.label}")
     return steps.create_snapshot(_connections(work), work)
 
 
@@ -102,7 +103,8 @@ class StoredArchives:
 
 def store_archives(planned: BackupPlan) -> StoredArchives:
     """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
-    lanes = steps.lanes_of_work(planned, load_settings().worker.parallel_nodes)
+    outstanding = commit.outstanding(_connections(planned), planned)
+    lanes = steps.lanes_of_work(outstanding, load_settings().worker.parallel_nodes)
     stored = StoredArchives()
     tails: dict[int, list[Any]] = {}
     with stop_with_the_flow(stored.futures):

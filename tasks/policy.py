@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ferry.errors import FerryError, StoppedError
+from ferry.lanes import RETRY_DELAYS_SECONDS
 from ferry.models import Progress
 
 P = ParamSpec("P")
@@ -22,8 +23,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-# A node that is restarted or stopped for a minute is waited for; one that stays away fails the run within three.
-RETRY_DELAYS_SECONDS = [2.0, 10.0, 30.0, 60.0]
 # Threads that wait for an earlier step of their lane hold a place, so there are more places than lanes.
 THREADS = 64
 # Below this a transfer is over before anyone looks at its progress; each update is a row and an event.
@@ -53,7 +52,7 @@ def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], T
             name=name,
             task_run_name=run_name,
             retries=len(RETRY_DELAYS_SECONDS),
-            retry_delay_seconds=RETRY_DELAYS_SECONDS,
+            retry_delay_seconds=list(RETRY_DELAYS_SECONDS),
             retry_condition_fn=retry_if_transient,
             cache_policy=NO_CACHE,
             persist_result=False,
@@ -99,14 +98,23 @@ def failure(future: PrefectFuture[Any]) -> BaseException | None:
     return None
 
 
+def require_going(label: str) -> None:
+    """Raise StoppedError when the flow was cancelled or has failed."""
+    if _stop.is_set():
+        msg = f"{label}: stopped because the run was cancelled or failed elsewhere; it cleans up after itself."
+        raise StoppedError(msg)
+
+
 def progress(label: str, total: int) -> Progress:
-    """Progress for one long step: stops it when the flow was cancelled, and shows it in the UI when it is worth it."""
+    """Progress for one long step: stops it when the flow was cancelled, and shows it in the UI when it is worth it.
+
+    Raises StoppedError at once when the step wakes from the pause before a retry and the flow is over.
+    """
+    require_going(label)
     shown: dict[str, Any] = {"id": None, "done": 0, "at": time.monotonic()}
 
     def tell(done: int) -> None:
-        if _stop.is_set():
-            msg = f"{label}: stopped because the run was cancelled or failed elsewhere; it cleans up after itself."
-            raise StoppedError(msg)
+        require_going(label)
         shown["done"] += done
         if total < PROGRESS_BYTES or time.monotonic() - shown["at"] < PROGRESS_SECONDS:
             return

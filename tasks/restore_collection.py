@@ -1,7 +1,6 @@
 """Tasks of the restore flow, in order: plan, create, recover, settle, verify, move the alias, report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
 
@@ -10,9 +9,8 @@ from prefect.futures import PrefectFuture, wait
 
 from ferry import report
 from ferry.connections import Connections, connect
-from ferry.errors import VerificationError
-from ferry.repository.lease import Lease, acquire
-from ferry.restore import preflight, steps
+from ferry.repository.lease import Lease
+from ferry.restore import preflight, run, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.verify.replica import ReplicaVerdict
 from tasks.artifacts import show_markdown, show_table
@@ -30,17 +28,11 @@ def _connections(request: RestoreRequest) -> Connections:
     return connect(request.cluster, request.repository)
 
 
-@contextmanager
-def alone_and_tidied(request: RestoreRequest) -> Iterator[Lease]:
-    """Hold the lease on the new name, and drop what a dead restore into that name left behind."""
+def alone_and_tidied(request: RestoreRequest) -> AbstractContextManager[Lease]:
+    """Hold the lease on the new name, and drop what dead restores left behind."""
     connections = _connections(request)
     target = preflight.find_target(connections, request)
-    key = connections.keys.lease(f"{request.cluster}.restore.{target}")
-    with acquire(
-        connections.store, key, holder(f"restore {request.restore_id}"), connections.profile.lease_seconds
-    ) as lease:
-        preflight.tidy_dead_restores(connections, target)
-        yield lease
+    return preflight.alone_and_tidied(connections, target, holder(f"restore {request.restore_id}"))
 
 
 @step("plan restore", "plan restore of {request.collection}")
@@ -58,14 +50,9 @@ def create_target(planned: RestorePlan) -> list[steps.ReplicaWork]:
     return steps.create_target(_connections(planned.request), planned)
 
 
-@contextmanager
-def discarded_on_failure(planned: RestorePlan) -> Iterator[None]:
+def discarded_on_failure(planned: RestorePlan) -> AbstractContextManager[None]:
     """Drop the new collection again when anything fails before the restore is finished."""
-    try:
-        yield
-    except BaseException:
-        steps.discard_target(_connections(planned.request), planned)
-        raise
+    return run.discarded_on_failure(_connections(planned.request), planned)
 
 
 @step("recover replica", "recover {work.label}")
@@ -78,10 +65,8 @@ def recover_replica(work: steps.ReplicaWork) -> steps.RecoveredReplica:
 @step("settle target", "settle {planned.target}")
 def settle_target(planned: RestorePlan) -> None:
     """Wait until every replica is Active on every node, and compare the schema with the source's."""
-    differences = steps.settle_target(_connections(planned.request), planned, progress("settle", 0))
-    if differences:
-        msg = f"{planned.target} has another schema than the backup: {'; '.join(differences)}."
-        raise VerificationError(msg, "The alias was not moved. Tell Ferry's maintainers: this must not happen.")
+    tell = progress(f"settle {planned.target}", 0)
+    run.require_same_schema(planned, steps.settle_target(_connections(planned.request), planned, tell))
 
 
 @step("verify replica", "verify {work.label}")
@@ -113,14 +98,7 @@ def require_equal(planned: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
         report.verdict_rows(verdicts, names),
         f"Replicas of {planned.target} compared with the proof of backup {planned.manifest.backup_id}",
     )
-    problems = [
-        f"shard {verdict.shard_id} on {names[int(verdict.peer_id)]}: {problem}"
-        for verdict in verdicts
-        for problem in verdict.problems
-    ]
-    if problems:
-        msg = f"{planned.target} differs from the proof: {'; '.join(problems)}. The alias was not moved."
-        raise VerificationError(msg, "Restore again with keep_on_failure to look at it, or choose another backup.")
+    run.require_equal(planned, verdicts)
 
 
 @step("keep target", "keep {planned.target}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ferry.connections import forget_connections
 from sandbox.prefect_server import PrefectServer
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
-from tests.workshop import Workshop, forget
+from tests.workshop import Workshop
 
 
 @pytest.fixture(autouse=True)
@@ -17,9 +18,9 @@ def no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the settings of whoever runs it, nor those of the test before."""
     for name in [name for name in os.environ if name.startswith("FERRY_") and name != "FERRY_QDRANT_BINARY"]:
         monkeypatch.delenv(name)
-    forget()
+    forget_connections()
     yield
-    forget()
+    forget_connections()
 
 
 @pytest.fixture(scope="session")

@@ -4,20 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from ferry.connections import Connections, connect, connect_repository
-from ferry.settings import load_settings
+from ferry.connections import Connections, connect, forget_connections
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
-
-
-def forget() -> None:
-    """Let the next call read the settings and make its clients anew."""
-    for cached in (load_settings, connect, connect_repository):
-        cached.cache_clear()
 
 
 class Workshop:
@@ -32,6 +26,7 @@ class Workshop:
     ) -> None:
         self.folder = folder
         self.s3 = s3
+        self.bucket = s3.client()
         self.clusters = dict(clusters)
         self.config = folder / "ferry.toml"
         self._monkeypatch = monkeypatch
@@ -44,7 +39,8 @@ class Workshop:
         for cluster in self.clusters.values():
             if all(node.answers() for node in cluster.nodes):
                 drop_everything(cluster)
-        forget()
+        self.bucket.close()
+        forget_connections()
 
     def configure(
         self,
@@ -73,7 +69,7 @@ class Workshop:
         )
         self.config.write_text(text)
         self._monkeypatch.setenv("FERRY_CONFIG", str(self.config))
-        forget()
+        forget_connections()
         return self.config
 
     def connect(self, cluster: str = "source") -> Connections:
@@ -83,7 +79,7 @@ class Workshop:
     def objects(self, folder: str = "") -> list[str]:
         """Keys in the bucket under this test's prefix, without the prefix."""
         prefix = f"{self.folder.name}/{folder}"
-        pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket="ferry", Prefix=prefix)
+        pages = self.bucket.get_paginator("list_objects_v2").paginate(Bucket="ferry", Prefix=prefix)
         return sorted(
             entry["Key"].removeprefix(self.folder.name + "/") for page in pages for entry in page.get("Contents", [])
         )
@@ -92,14 +88,14 @@ class Workshop:
         """Whatever of ours must not be there after a run has ended: snapshots on nodes, uploads, journal entries,
         archives that no manifest counts, leases that are held, files in the spool."""
         found = [f"journal {key}" for key in self.objects("runs/")]
-        listed = self.s3.client().list_multipart_uploads(Bucket="ferry", Prefix=self.folder.name)
+        listed = self.bucket.list_multipart_uploads(Bucket="ferry", Prefix=self.folder.name)
         found += [f"upload {upload['Key']}" for upload in listed.get("Uploads", [])]
         counted = {key.rpartition("/")[0] for key in self.objects("backups/") if key.endswith("/manifest.json")}
         for key in self.objects("backups/"):
             if key.endswith(".snapshot") and key.rsplit("/", 2)[0] not in counted:
                 found.append(f"archive {key}")
         for key in self.objects("leases/"):
-            body = self.s3.client().get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()
+            body = self.bucket.get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()
             if not json.loads(body)["released"]:
                 found.append(f"lease {key}")
         spool = self.folder / "spool"
@@ -132,4 +128,4 @@ def drop_everything(cluster: QdrantCluster) -> None:
     """Delete all collections, and with them their aliases."""
     with httpx.Client(base_url=cluster.urls[0], timeout=30, trust_env=False) as http:
         for entry in http.get("/collections").json()["result"]["collections"]:
-            http.delete(f"/collections/{entry['name']}").raise_for_status()
+            http.delete(f"/collections/{quote(entry['name'], safe='')}").raise_for_status()

@@ -10,7 +10,7 @@ Every byte that goes into h is fixed below and in docs/repository.md; all intege
     point    id  payload  u32 number of vectors  vector…            (vectors in the order of their names' UTF-8 bytes)
     id       0x00 u64                  a number
              0x01 16 bytes             a UUID, in network order
-    payload  u32 length  JSON          keys sorted by their UTF-8 bytes at every level, no spaces; no payload is {}
+    payload  u32 length  JSON          keys sorted by UTF-8 at every level, floats as Python's repr; none is {}
     vector   u32 length  name  0x00 u32 dimensions  f32…            dense; the unnamed vector has the empty name
                                0x01 u32 entries  u32 index…  f32…   sparse, by rising index
                                0x02 u32 rows  u32 dimensions  f32…  multivector, row after row
@@ -24,6 +24,7 @@ can be forged with effort), for whom the archive's sha256 is there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -48,6 +49,10 @@ HASH_BYTES = 32
 FIELD_HASH_BYTES = 8  # tells a changed field from an unchanged one; the point's own hash is the proof
 _MASK = (1 << 8 * HASH_BYTES) - 1
 _DENSE, _SPARSE, _MULTI = b"\x00", b"\x01", b"\x02"
+_SIGNED_EXPONENTS = (
+    orjson.dumps([1e16, 2.5e22, 1e-7]) == b"[1e+16,2.5e+22,1e-7]"
+)  # else floats are looked at one by one
+_python_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _pack_u32 = Struct("<I").pack
 _pack_2u32 = Struct("<II").pack
 
@@ -193,10 +198,28 @@ def _encode_id(point_id: PointId) -> bytes:
 
 
 def _json(value: Any) -> bytes:
+    """Write canonical JSON: what Python's json writes with sorted keys, no spaces and plain Unicode.
+
+    orjson is 20 times as fast and writes the same but for floats with an exponent, which its versions write
+    differently (1e16 is 1e16, 1e+16; Python's repr, which is the rule here, has been 1e+16 since 3.1).
+    """
     try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        suspicious = not _SIGNED_EXPONENTS or b"e-" in text or b"e+" in text or b"0.0000" in text
+        if suspicious and not _floats_are_plain(value):
+            return _python_json(value).encode()
     except TypeError as error:  # orjson.JSONEncodeError is one
         raise ValueError(f"payload is not JSON: {error}") from error
+    return text
+
+
+def _floats_are_plain(value: Any) -> bool:
+    """Tell whether all floats are of a size that every writer of shortest floats writes without an exponent."""
+    if type(value) is float:
+        return value == 0 or 1e-4 <= abs(value) < 1e16
+    if type(value) is dict:
+        return all(map(_floats_are_plain, value.values()))
+    return type(value) is not list or all(map(_floats_are_plain, value))
 
 
 def _encode_payload(payload: Mapping[str, Any] | None) -> bytes:

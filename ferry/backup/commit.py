@@ -7,7 +7,7 @@ from importlib.metadata import version
 from ferry import __version__
 from ferry.backup.plan import BackupPlan
 from ferry.connections import Connections
-from ferry.errors import RepositoryError
+from ferry.errors import ConflictError, RepositoryError
 from ferry.models import now
 from ferry.repository.lease import Lease
 from ferry.repository.manifest import (
@@ -56,11 +56,29 @@ def commit_collection(
 ) -> CollectionEntry:
     """Write the manifest: from here on this collection's backup counts. Refused when the lease was lost meanwhile."""
     lease.confirm()
-    connections.catalog.write_manifest(manifest)
+    try:
+        connections.catalog.write_manifest(manifest)
+    except ConflictError:  # an earlier attempt of this step was obeyed, at another moment
+        held = connections.catalog.read_manifest(plan.cluster, plan.backup_id, manifest.collection)
+        if held.archives != manifest.archives:
+            raise
+        manifest = held
     journal = connections.journal(plan.backup_id)
     for entry in journal.entries():
         if entry.kind == "archive" and entry.detail["collection"] == manifest.collection:
             journal.settle(entry)
+    return _entry(manifest)
+
+
+def outstanding(connections: Connections, plan: BackupPlan) -> BackupPlan:
+    """The plan without the collections that an earlier attempt of the same run has committed."""
+    keys, store = connections.keys, connections.store
+    names = {archive.collection for archive in plan.archives}
+    done = {name for name in names if store.head(keys.manifest(plan.cluster, plan.backup_id, name)) is not None}
+    return plan.model_copy(update={"archives": tuple(a for a in plan.archives if a.collection not in done)})
+
+
+def _entry(manifest: CollectionManifest) -> CollectionEntry:
     return CollectionEntry(
         collection=manifest.collection,
         manifest_sha256=hashlib.sha256(manifest.to_bytes()).hexdigest(),
@@ -72,7 +90,13 @@ def commit_collection(
 def commit_backup(
     connections: Connections, plan: BackupPlan, entries: list[CollectionEntry], lease: Lease
 ) -> BackupRecord:
-    """Write the record of the run, with the aliases of the whole cluster. Refused when the lease was lost meanwhile."""
+    """Write the record of the run, with the aliases of the whole cluster. Refused when the lease was lost meanwhile.
+
+    Raises BackupNotFoundError when a collection of the plan has no manifest: never a smaller backup.
+    """
+    known = {entry.collection for entry in entries}
+    for name in sorted({archive.collection for archive in plan.archives} - known):  # committed by an earlier attempt
+        entries = [*entries, _entry(connections.catalog.read_manifest(plan.cluster, plan.backup_id, name))]
     record = BackupRecord(
         backup_id=plan.backup_id,
         cluster=plan.cluster,
@@ -86,5 +110,11 @@ def commit_backup(
         | {tool: version(tool) for tool in TOOLS},
     )
     lease.confirm()
-    connections.catalog.write_backup(record)
+    try:
+        connections.catalog.write_backup(record)
+    except ConflictError:  # as above
+        held = connections.catalog.read_backup(plan.cluster, plan.backup_id)
+        if held.collections != record.collections:
+            raise
+        return held
     return record

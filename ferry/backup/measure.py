@@ -7,7 +7,7 @@ from ferry.connections import Connections
 from ferry.errors import PreflightError
 from ferry.models import ClusterLayout, PeerId, ShardId
 from ferry.qdrant.resources import Need, read_headroom, require_headroom
-from ferry.verify.archive import require_spool
+from ferry.verify.spool import require_spool
 
 
 def measure(connections: Connections, layout: ClusterLayout) -> Measured:
@@ -46,5 +46,5 @@ def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
     headrooms = read_headroom(cluster, plan.layout)
     findings += require_headroom(headrooms, needs, cluster.profile.headroom.when_unknown)
     largest = max(archive.estimated_bytes for archive in plan.archives)
-    require_spool(connections, largest, connections.worker.parallel_proofs)
+    require_spool(connections.worker, largest, connections.worker.parallel_proofs)
     return plan.model_copy(update={"findings": plan.findings + tuple(findings)})

@@ -130,7 +130,9 @@ def _shard_archives(layout: ClusterLayout, measured: Measured) -> list[PlannedAr
     # The largest first: what is left over then evens the lanes out.
     shards.sort(key=lambda pair: -max(_sizes(pair[0], pair[1], measured).values()))
     for collection, shard in shards:
-        points = measured.points[collection.name][shard.shard_id]
+        # A Listener takes writes and serves nobody; it is no source of truth.
+        active = {replica.peer_id for replica in shard.replicas if replica.state == "Active"}
+        points = {peer: n for peer, n in measured.points[collection.name][shard.shard_id].items() if peer in active}
         fullest = max(points.values())
         candidates = [peer for peer, count in points.items() if count == fullest]
         peer = min(candidates, key=lambda candidate: (load[candidate], candidate))

@@ -64,7 +64,7 @@ def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: 
 
 def store_archives(connections: Connections, planned: BackupPlan, job: Job) -> StoredArchives:
     """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
-    lanes = steps.lanes_of_work(planned, connections.worker.parallel_nodes)
+    lanes = steps.lanes_of_work(commit.outstanding(connections, planned), connections.worker.parallel_nodes)
     with job.threads(connections.worker.parallel_proofs, "ferry-proof") as pool:
 
         def store(work: steps.Work) -> Future[Proven]:

@@ -13,6 +13,7 @@ from ferry.qdrant import snapshots
 from ferry.qdrant.node import Node
 from ferry.repository.journal import Entry
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
+from ferry.verify import spool
 from ferry.verify.archive import prove_stored
 
 log = logging.getLogger(__name__)
@@ -139,19 +140,30 @@ def upload_snapshot(
 
     Raises ArchiveDamagedError when the bytes on the wire are not what Qdrant said; the object is deleted again then.
     """
-    archive, store = work.archive, connections.store
+    archive, key = work.archive, archive_key(connections, work)
     journal = connections.journal(work.backup_id)
-    node = connections.cluster.node(archive.node.peer_id)
-    key = archive_key(connections, work)
     journal.note("archive", _journal_name(work), {"key": key, "collection": archive.collection})
-    node.require_identity()
     started = time.monotonic()
+    held = connections.store.head(key)
+    # An earlier attempt may have failed after its upload; what it wrote is compared with sha256 by the proof.
+    if held is None or (held.bytes, held.metadata.get("sha256")) != (made.bytes, made.sha256):
+        _move_snapshot(connections, work, made, progress)
+    seconds = time.monotonic() - started
+    # Once more: while this run was frozen, another may have taken the lease, and the note, before there was an object.
+    journal.note("archive", _journal_name(work), {"key": key, "collection": archive.collection})
+    release_snapshot(connections, work, made.name)
+    return StoredArchive(key=key, snapshot=made, seconds=seconds)
+
+
+def _move_snapshot(connections: Connections, work: Work, made: MadeSnapshot, progress: Progress) -> None:
+    archive, store, key = work.archive, connections.store, archive_key(connections, work)
+    node = connections.cluster.node(archive.node.peer_id)
+    node.require_identity()
     blocks = snapshots.download_snapshot(
         node, archive.collection, archive.shard_id, made.name, expected_bytes=made.bytes
     )
+    blocks = spool.keeping(connections.worker, key, blocks)
     uploaded = store.upload(key, blocks, expected_bytes=made.bytes, metadata={"sha256": made.sha256}, progress=progress)
-    seconds = time.monotonic() - started
-    node.require_identity()
     if (uploaded.bytes, uploaded.sha256) != (made.bytes, made.sha256):
         store.delete([key])
         msg = (
@@ -159,8 +171,7 @@ def upload_snapshot(
             f"Qdrant said {made.bytes} bytes with {made.sha256}."
         )
         raise ArchiveDamagedError(msg, "Something between node and worker changes bytes; run the backup again.")
-    release_snapshot(connections, work, made.name)
-    return StoredArchive(key=key, snapshot=made, seconds=seconds)
+    node.require_identity()
 
 
 def release_snapshot(connections: Connections, work: Work, name: str) -> None:

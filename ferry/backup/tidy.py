@@ -8,13 +8,16 @@ from ferry.backup.plan import BackupPlan
 from ferry.backup.steps import made_after, node_restarted
 from ferry.connections import Connections
 from ferry.errors import FerryError, SnapshotError
-from ferry.models import Finding, PeerId, now
+from ferry.models import Finding, PeerId, ShardId, now
 from ferry.qdrant import snapshots
 from ferry.qdrant.http import NotFoundError
 from ferry.repository.journal import Entry, unsettled
 from ferry.repository.lease import Lease, acquire
+from ferry.verify import spool
 
 log = logging.getLogger(__name__)
+
+_Place = tuple[str, ShardId | None, PeerId]  # what a snapshot is of: collection, shard (None: all of it) and node
 
 
 @contextmanager
@@ -27,25 +30,33 @@ def alone_and_tidied(connections: Connections, plan: BackupPlan, holder: str) ->
     key = connections.keys.lease(plan.cluster)
     with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
         tidy_dead_runs(connections, lease)
+        made: frozenset[_Place] = frozenset()
         try:
             yield lease
+            made = frozenset((found.collection, found.shard_id, found.node.peer_id) for found in plan.archives)
         finally:
+            spool.drop_kept(connections.worker)
             try:
-                tidy_dead_runs(connections, lease)
+                tidy_dead_runs(connections, lease, made)
             except FerryError as error:  # must not hide why the run itself failed
                 log.warning("left for the next run: %s", error.message)
 
 
-def tidy_dead_runs(connections: Connections, lease: Lease) -> list[Finding]:
-    """Take away what any run of this cluster left. Only the holder of the lease may: every other run is dead."""
+def tidy_dead_runs(connections: Connections, lease: Lease, made: frozenset[_Place] = frozenset()) -> list[Finding]:
+    """Take away what any run of this cluster left. Only the holder of the lease may: every other run is dead.
+
+    ``made`` is of what this run has made snapshots since it holds the lease.
+    """
     lease.confirm()
     findings = []
     for entry in unsettled(connections.store, connections.keys, connections.cluster.name):
-        act = {"node_snapshot": _tidy_snapshot, "archive": _tidy_archive}.get(entry.kind)
-        if act is None:
+        if entry.kind not in ("node_snapshot", "archive"):
             continue
         try:
-            act(connections, entry)
+            if entry.kind == "node_snapshot":
+                _tidy_snapshot(connections, entry, made)
+            else:
+                _tidy_archive(connections, entry)
             entry.journal.settle(entry)
         except FerryError as error:
             log.warning("left for the next run: %s %s: %s", entry.kind, entry.name, error.message)
@@ -60,7 +71,12 @@ def tidy_dead_runs(connections: Connections, lease: Lease) -> list[Finding]:
     return findings
 
 
-def _tidy_snapshot(connections: Connections, entry: Entry) -> None:
+def _tidy_snapshot(connections: Connections, entry: Entry, made: frozenset[_Place]) -> None:
+    """Delete the snapshot of a dead run, or see that there is none.
+
+    A node makes the snapshots of one shard one after the other: when ours of the same shard is done and the dead run's
+    is not there, its request never arrived.
+    """
     detail = entry.detail
     collection, shard_id = detail["collection"], detail["shard_id"]
     node = connections.cluster.node(PeerId(detail["peer_id"]))
@@ -69,7 +85,8 @@ def _tidy_snapshot(connections: Connections, entry: Entry) -> None:
         name = detail.get("name") or made_after(node, entry)
     except NotFoundError:
         return  # the collection is gone, and its snapshots with it
-    if name is None and not node_restarted(node, entry) and not _long_ago(connections, entry):
+    never_asked = (collection, shard_id, detail["peer_id"]) in made
+    if name is None and not never_asked and not node_restarted(node, entry) and not _long_ago(connections, entry):
         msg = f"the snapshot of {collection} that {node.label} was asked for has not appeared yet."
         raise SnapshotError(msg)
     if name:

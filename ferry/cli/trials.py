@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from ferry.cli.rights import RIGHTS, Right, refusal
 from ferry.errors import ConfigurationError, FerryError
@@ -86,12 +85,6 @@ def _survive(work: Callable[[Trials], None], trials: Trials) -> None:
         work(trials)
 
 
-def _require_file(path: Path | None, key: str) -> None:
-    if path is not None and not path.is_file():
-        msg = f"{key} names {path}, which is no file."
-        raise ConfigurationError(msg)
-
-
 def _try_worker(worker: WorkerSettings, trials: Trials) -> None:
     def look() -> str:
         try:
@@ -106,7 +99,9 @@ def _try_worker(worker: WorkerSettings, trials: Trials) -> None:
 
 
 def _try_repository(profile: RepositoryProfile, trials: Trials) -> None:
-    _require_file(profile.ca_file, "ca_file")
+    if profile.ca_file is not None and not profile.ca_file.is_file():  # boto3 would say only "OSError"
+        msg = f"ca_file names {profile.ca_file}, which is no file."
+        raise ConfigurationError(msg)
     for result in probe(Store(profile)):
         if result.ok:
             trials.passed(result.name, result.detail)
@@ -115,7 +110,6 @@ def _try_repository(profile: RepositoryProfile, trials: Trials) -> None:
 
 
 def _try_cluster(name: str, profile: ClusterProfile, trials: Trials) -> None:
-    _require_file(profile.ca_file, "ca_file")
     with Cluster(name, profile) as cluster:
         answered = _try_nodes(cluster, trials)
         if len(answered) == len(cluster.nodes):

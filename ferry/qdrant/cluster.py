@@ -40,20 +40,24 @@ _BALANCED = "Configure the address of every node itself, never one that is balan
 def select_collections(names: Sequence[str], include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[str]:
     """The names that match a pattern of ``include`` and none of ``exclude``, sorted.
 
-    Patterns know ``*``, ``?`` and ``[ab]``; case counts. Raises ConfigurationError for a pattern that matches
-    nothing, save ``*`` on an empty cluster.
+    Patterns know ``*``, ``?`` and ``[ab]``; case counts. Every name is also a pattern of its own: ``docs[1]``. Raises
+    ConfigurationError for a pattern that matches nothing, save ``*`` on an empty cluster.
     """
     for pattern in (*include, *exclude):
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+        if pattern != "*" and not any(_matches(name, pattern) for name in names):
             there = ", ".join(sorted(names)) or "none"
             msg = f"The pattern {pattern!r} matches no collection. There are: {there}."
             raise ConfigurationError(msg, "Correct the pattern, or leave it out.")
     return sorted(
         name
         for name in names
-        if any(fnmatchcase(name, pattern) for pattern in include)
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+        if any(_matches(name, pattern) for pattern in include)
+        and not any(_matches(name, pattern) for pattern in exclude)
     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 class Cluster:
@@ -119,6 +123,7 @@ class Cluster:
             nodes=tuple(infos),
             collections=tuple(_collection_layout(name, views) for name in sorted(first.collections)),
             aliases=first.aliases,
+            names=tuple(first.names),
         )
 
     def require_quiet(self, layout: ClusterLayout) -> list[Finding]:
@@ -219,7 +224,8 @@ class Cluster:
             try:
                 views = each(self.nodes, lambda node: read_view(node, by_url[node.url], selected))  # noqa: B023 - done before the next turn
                 problems = disagreements(views)
-            except NotFoundError:  # a collection went between two requests
+            except (NotFoundError, NodeUnreachableError):
+                # A collection went between two requests, or has no shards yet: 500, "Local shard 0 not found" (1.16.3).
                 if late:
                     raise
             else:

@@ -79,7 +79,7 @@ def disagreements(views: Sequence[NodeView]) -> list[str]:
     problems: list[str] = []
     first = views[0]
     for view in views:
-        problems += _consensus_problems(view)
+        problems += _consensus_problems(view) + _missing_shards(view)
         pair = f"{first.info.label} and {view.info.label}"
         if view.peers != first.peers:
             problems.append(f"{pair} know different peers: {_listed(first.peers)} and {_listed(view.peers)}")
@@ -104,6 +104,17 @@ def _consensus_problems(view: NodeView) -> list[str]:
         problems.append(f"{view.info.label} has {pending} operations of consensus still to apply")
     for uri, failure in view.cluster["message_send_failures"].items():
         problems.append(f"{view.info.label} cannot reach the peer at {uri} ({failure.get('count')} messages failed)")
+    return problems
+
+
+def _missing_shards(view: NodeView) -> list[str]:
+    """Right after a collection was created nodes show some of its shards or none (seen on 1.16.3 under load)."""
+    problems = []
+    for name, collection in view.collections.items():
+        params, shown = collection.info["config"]["params"], len(collection.keys)
+        wanted = params.get("shard_number", shown)
+        if params.get("sharding_method") != "custom" and shown < wanted:
+            problems.append(f"{view.info.label} shows {shown} of {wanted} shards of {name}")
     return problems
 
 

@@ -249,7 +249,7 @@ class Store:
             )
 
     def uploads(self, prefix: str) -> tuple[UnfinishedUpload, ...]:
-        """Multipart uploads under the folder ``prefix``, neither completed nor aborted, ours or not, in order of keys."""
+        """Multipart uploads under ``prefix``, neither completed nor aborted, ours or not, in order of keys."""
         found: list[UnfinishedUpload] = []
         with vendor_errors("list the uploads of", self.where(prefix)):
             for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix):

@@ -74,8 +74,11 @@ def plan_parts(part_bytes: int, parts_in_flight: int, expected_bytes: int | None
 
 
 class _Body(io.RawIOBase):
-    """A part as a file, because of how Python sends: given bytes it must send them all within one time limit (and
-    urllib3 uses the *connect* limit for that), given a file each block of 16 KiB has the limit for itself."""
+    """A part as a file that needs no copy of it.
+
+    botocore sends a bare bytearray in one call, for which Python sets one time limit in all, and urllib3 makes that the
+    *connect* limit: on a slow line a part would fail after 10 s. Of a file each block of 16 KiB has it for itself.
+    """
 
     def __init__(self, data: bytearray | bytes) -> None:
         super().__init__()

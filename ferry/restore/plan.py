@@ -78,7 +78,7 @@ def plan_restore(request: RestoreRequest, manifest: CollectionManifest, layout: 
         manifest=manifest,
         layout=layout,
         replication_factor=factor,
-        creation_body=creation_body(manifest.config, replication_factor=factor),
+        creation_body=creation_body(manifest.config, replication_factor=factor, restore_id=request.restore_id),
         patch_body=patch_body(manifest.config),
         payload_indexes=tuple(payload_index_bodies(manifest.payload_schema)),
         needs=needs_per_node(manifest, layout, factor),
@@ -120,7 +120,7 @@ def _on_disk(config: dict[str, Any]) -> bool:
 
 
 def _refuse(request: RestoreRequest, manifest: CollectionManifest, layout: ClusterLayout, target: str) -> list[Finding]:
-    taken = {collection.name for collection in layout.collections}
+    taken = {*layout.names, *(collection.name for collection in layout.collections)}
     if target in taken or target in layout.aliases:
         what = "a collection" if target in taken else f"an alias of {layout.aliases[target]}"
         msg = f"{target} is already {what} on cluster {layout.cluster}; nothing was changed."
@@ -141,7 +141,27 @@ def _refuse(request: RestoreRequest, manifest: CollectionManifest, layout: Clust
     if shards != proven:
         msg = f"The manifest of {manifest.collection} lacks archives of shards {sorted(shards - proven)}."
         raise RestoreError(msg)
-    return _version_findings(manifest, layout)
+    return _proof_findings(request, manifest) + _version_findings(manifest, layout)
+
+
+def _proof_findings(request: RestoreRequest, manifest: CollectionManifest) -> list[Finding]:
+    """What the proof lacks for the comparison that was asked for: the digest refuses, for it would fail at the end."""
+    proofs = manifest.proofs()
+    without_digest = sorted(shard_id for shard_id, proof in proofs if proof.content is None)
+    if request.verify == "content" and without_digest:
+        msg = f"Shards {without_digest} of {manifest.collection} were proven without a content digest."
+        raise PreflightError(msg, "Compare what there is: verify `sample` or `count`. Nothing was changed.")
+    uncounted = sorted(shard_id for shard_id, proof in proofs if proof.points is None)
+    if not uncounted:
+        return []
+    return [
+        Finding(
+            severity="warning",
+            subject=manifest.collection,
+            message=f"Shards {uncounted} were proven by their bytes only: there is nothing to compare the points with.",
+            remedy="Count and look yourself, and make the next backup with proof `content`.",
+        )
+    ]
 
 
 def _version_findings(manifest: CollectionManifest, layout: ClusterLayout) -> list[Finding]:

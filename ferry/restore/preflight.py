@@ -1,14 +1,18 @@
 """Finding the backup, asking the target, and refusing what would not work, before anything is created."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ferry.connections import Connections
+from ferry.errors import FerryError, LeaseHeldError
 from ferry.qdrant.resources import read_headroom, require_headroom
-from ferry.repository.journal import unsettled
+from ferry.repository.journal import Entry, unsettled
+from ferry.repository.lease import Lease, acquire
 from ferry.repository.manifest import CollectionManifest
 from ferry.restore.plan import RestorePlan, RestoreRequest, plan_restore, target_name
-from ferry.restore.steps import require_archives
-from ferry.verify.archive import require_spool
+from ferry.restore.steps import drop, require_archives
+from ferry.verify.spool import require_spool
 
 log = logging.getLogger(__name__)
 
@@ -36,28 +40,54 @@ def prepare(connections: Connections, request: RestoreRequest) -> RestorePlan:
     """
     manifest = find_manifest(connections, request)
     cluster = connections.cluster
-    layout = cluster.read_layout()
+    # None of the other collections is looked into: one of them may be broken, and be the reason for this restore.
+    layout = cluster.read_layout(include=())
     plan = plan_restore(request, manifest, layout)
-    findings = cluster.require_quiet(layout.model_copy(update={"collections": ()}))
+    findings = cluster.require_quiet(layout)
     require_archives(connections, plan)
     if manifest.kind == "node":
-        require_spool(connections, 2 * max(archive.bytes for archive in manifest.archives), len(layout.nodes))
+        require_spool(connections.worker, 2 * max(archive.bytes for archive in manifest.archives), len(layout.nodes))
     headrooms = read_headroom(cluster, layout)
     findings += require_headroom(headrooms, plan.needs, cluster.profile.headroom.when_unknown)
     return plan.model_copy(update={"findings": plan.findings + tuple(findings)})
 
 
-def tidy_dead_restores(connections: Connections, target: str) -> None:
-    """Drop what a dead restore into that name left. The caller holds the lease on the name, so no other one lives.
+@contextmanager
+def alone_and_tidied(connections: Connections, target: str, holder: str) -> Iterator[Lease]:
+    """Hold the lease on the new name, and drop what dead restores into this cluster left behind.
 
-    A collection that an alias points at is in somebody's service: it is never dropped.
+    A dead restore is one whose lease can be had; finding that out takes at most its time to live. What cannot be
+    dropped under another name stays in the journal for the next restore.
     """
-    first = connections.cluster.nodes[0]
-    for entry in unsettled(connections.store, connections.keys, connections.cluster.name):
-        if entry.kind != "collection" or entry.detail["collection"] != target:
-            continue
-        journal = connections.journal(entry.run_id)
-        if target not in first.aliases().values():
-            log.warning("dropping %s: restore %s died before it was finished", target, entry.run_id)
-            first.delete_collection(target)
-        journal.settle(entry)
+    with _lease(connections, target, holder) as lease:
+        for entry in unsettled(connections.store, connections.keys, connections.cluster.name):
+            if entry.kind != "collection":
+                continue
+            name = entry.detail["collection"]
+            if name == target:
+                _drop_dead(connections, entry)
+                continue
+            try:
+                with _lease(connections, name, holder):
+                    _drop_dead(connections, entry)
+            except LeaseHeldError:
+                continue
+            except FerryError as error:
+                log.warning("%s is left for the next restore to drop: %s", name, error.message)
+        yield lease
+
+
+def _lease(connections: Connections, target: str, holder: str) -> Lease:
+    key = connections.keys.lease(f"{connections.cluster.name}.restore.{target}")
+    return acquire(connections.store, key, holder, connections.profile.lease_seconds)
+
+
+def _drop_dead(connections: Connections, entry: Entry) -> None:
+    """Drop the collection of a dead restore. One that an alias points at is in somebody's service: it stays."""
+    name = entry.detail["collection"]
+    if entry.journal.find("collection", name) is None:
+        return  # it was alive and has kept it meanwhile
+    if name not in connections.cluster.nodes[0].aliases().values():
+        log.warning("dropping %s: restore %s died before it was finished", name, entry.run_id)
+        drop(connections, name, entry.run_id)
+    entry.journal.settle(entry)

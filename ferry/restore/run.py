@@ -7,7 +7,6 @@ from ferry.connections import Connections
 from ferry.errors import VerificationError
 from ferry.lanes import Job, R, raise_failures
 from ferry.models import Progress, Value
-from ferry.repository.lease import Lease, acquire
 from ferry.restore import preflight, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.verify.replica import ReplicaVerdict
@@ -19,16 +18,6 @@ class Restored(Value):
     plan: RestorePlan
     recovered: tuple[steps.RecoveredReplica, ...]
     verdicts: tuple[ReplicaVerdict, ...]
-
-
-@contextmanager
-def alone_and_tidied(connections: Connections, request: RestoreRequest, holder: str) -> Iterator[Lease]:
-    """Hold the lease on the new name, and drop what a dead restore into that name left behind."""
-    target = preflight.find_target(connections, request)
-    key = connections.keys.lease(f"{request.cluster}.restore.{target}")
-    with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
-        preflight.tidy_dead_restores(connections, target)
-        yield lease
 
 
 @contextmanager
@@ -53,7 +42,7 @@ def run_restore(
     Raises LeaseHeldError when another run restores into that name, and what any step raises; then the new collection
     is dropped again, and the live one and its alias are untouched.
     """
-    with alone_and_tidied(connections, request, holder):
+    with preflight.alone_and_tidied(connections, preflight.find_target(connections, request), holder):
         plan = preflight.prepare(connections, request)
         announce(plan)
         with discarded_on_failure(connections, plan):

@@ -1,5 +1,6 @@
 """The steps of a restore: create the target, recover each replica, settle, and put into service by an alias."""
 
+import hashlib
 import logging
 import time
 from collections import defaultdict
@@ -8,11 +9,19 @@ from glob import escape
 
 from ferry.archive.node_archive import split_shard
 from ferry.connections import Connections
-from ferry.errors import FerryError, NodeRefusedError, PreflightError, RestoreError
-from ferry.models import Finding, NodeInfo, PeerId, Progress, ShardId, Value, no_progress
-from ferry.qdrant import snapshots
+from ferry.errors import (
+    FerryError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    PreflightError,
+    RestoreError,
+    SnapshotError,
+)
+from ferry.models import BackupId, CollectionLayout, Finding, NodeInfo, PeerId, Progress, ShardId, Value, no_progress
+from ferry.qdrant import points, snapshots
+from ferry.qdrant.http import NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
-from ferry.qdrant.schema import schema_differences
+from ferry.qdrant.schema import restore_mark, schema_differences, unmark_restore
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
 from ferry.restore.plan import RestorePlan
 from ferry.verify.archive import spooled
@@ -20,6 +29,10 @@ from ferry.verify.replica import ReplicaVerdict, verify_replica
 
 log = logging.getLogger(__name__)
 ACTIVE_SECONDS = 300.0
+PLACED_SECONDS = 60.0
+# A node may answer from another one that is behind, for seconds after a change (seen on 1.16.3).
+SCHEMA_SECONDS = 15.0
+POLL_SECONDS = 0.5
 
 
 class ReplicaWork(Value):
@@ -64,24 +77,46 @@ def create_target(connections: Connections, plan: RestorePlan) -> list[ReplicaWo
     """
     cluster, target = connections.cluster, plan.target
     journal = connections.journal(plan.request.restore_id)
-    journal.note("collection", target, {"collection": target})
     first = cluster.node(plan.layout.nodes[0].peer_id)
     first.require_identity()
+    if journal.find("collection", target):  # an earlier attempt of this step got somewhere
+        drop(connections, target, plan.request.restore_id)
+    journal.note("collection", target, {"collection": target})
     first.create_collection(target, plan.creation_body)
     if plan.patch_body:
         first.patch_collection(target, plan.patch_body)
     for field, schema in plan.payload_indexes:
         first.create_payload_index(target, field, schema)
-    cluster.wait_until_active(target, None, ACTIVE_SECONDS)
-    placement = cluster.read_layout([escape(target)]).collection(target)
-    if placement is None or len(placement.shards) != len(plan.manifest.layout):
-        msg = f"{target} was created with other shards than planned; it will be dropped again."
-        raise RestoreError(msg, "Run the restore again.")
     return [
         ReplicaWork(plan=plan, shard_id=shard.shard_id, node=plan.layout.node(replica.peer_id))
-        for shard in placement.shards
+        for shard in _placed(connections, plan).shards
         for replica in shard.replicas
     ]
+
+
+def _placed(connections: Connections, plan: RestorePlan) -> CollectionLayout:
+    """The new collection with every copy of every shard Active on every node's view.
+
+    Nodes show some of the shards or none right after creating (seen on 1.16.3 under load), and all that they show is
+    Active: a replica that is overlooked here would stay empty and be read from.
+    """
+    cluster, target = connections.cluster, plan.target
+    wanted = {shard.shard_id: ["Active"] * plan.replication_factor for shard in plan.manifest.layout}
+    deadline = time.monotonic() + PLACED_SECONDS
+    while True:
+        cluster.wait_until_active(target, None, ACTIVE_SECONDS)
+        layout = cluster.read_layout([escape(target)]).collection(target)
+        shards = layout.shards if layout else ()
+        if layout and wanted == {shard.shard_id: [each.state for each in shard.replicas] for shard in shards}:
+            return layout
+        if time.monotonic() >= deadline:
+            found = {shard.shard_id: len(shard.replicas) for shard in shards}
+            msg = (
+                f"{target} has copies of shards {found} after {PLACED_SECONDS:.0f} s; "
+                f"planned were {plan.replication_factor} of each of {sorted(wanted)}. It will be dropped again."
+            )
+            raise RestoreError(msg, "Run the restore again.")
+        time.sleep(POLL_SECONDS)
 
 
 def lanes_of_replicas(replicas: list[ReplicaWork]) -> list[list[ReplicaWork]]:
@@ -106,7 +141,10 @@ def recover_replica(connections: Connections, work: ReplicaWork, progress: Progr
         try:
             _recover_from_url(connections, work, archive)
             path = "url"
-        except NodeRefusedError as error:
+        except ReplyLostError:
+            raise  # the node was restarted meanwhile: to be tried again
+        except (NodeRefusedError, NodeUnreachableError) as error:
+            # A node that cannot reach the bucket says 500, "error sending request for url" (seen on 1.16.3).
             log.warning("%s: by address failed, uploading instead: %s", work.label, error.message)
             findings.append(_fallback_finding(work, error))
     if path == "upload":
@@ -125,7 +163,34 @@ def recover_replica(connections: Connections, work: ReplicaWork, progress: Progr
 def _recover_from_url(connections: Connections, work: ReplicaWork, archive: ArchiveRecord) -> None:
     location = connections.store.presign(object_key(connections, work.plan, archive))
     node = connections.cluster.node(work.node.peer_id)
-    snapshots.recover_shard(node, work.plan.target, work.shard_id, location=location, checksum=archive.sha256)
+    process = snapshots.process_id(node)
+    try:
+        snapshots.recover_shard(node, work.plan.target, work.shard_id, location=location, checksum=archive.sha256)
+    except ReplyLostError:
+        _await_recovery(node, work, process)
+
+
+def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
+    """Wait for a recovery whose answer was lost, since up to 1.18 a second one of the same shard would interleave.
+
+    Raises ReplyLostError, which is tried again, when the node was restarted; SnapshotError at the deadline.
+    """
+    shard, _ = _source(work)
+    deadline = time.monotonic() + node.profile.snapshot_timeout_seconds
+    while time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        try:
+            counted = points.count(node, work.plan.target, work.shard_id)
+            if counted == shard.proof.points or (counted and shard.proof.points is None):
+                return
+            restarted = snapshots.process_id(node) != process
+        except NodeUnreachableError:
+            continue  # it loads the shard, or is away
+        if restarted:
+            msg = f"{work.label}: the node was restarted while it recovered the shard."
+            raise ReplyLostError(msg)
+    msg = f"{work.label}: nobody knows whether the node has recovered the shard."
+    raise SnapshotError(msg, "Look at the node's log, then run the restore again.")
 
 
 def _upload(
@@ -142,8 +207,9 @@ def _upload(
         split_shard(path, work.shard_id, part)
         with part.open("rb") as file:
             blocks = iter(lambda: file.read(1 << 20), b"")
-            size = part.stat().st_size
-            snapshots.upload_shard(node, work.plan.target, work.shard_id, _told(blocks, progress), size, None)
+            size, sha256 = part.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            snapshots.upload_shard(node, work.plan.target, work.shard_id, _told(blocks, progress), size, sha256)
 
 
 def _told(blocks: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
@@ -171,10 +237,16 @@ def settle_target(connections: Connections, plan: RestorePlan, progress: Progres
     first = cluster.node(plan.layout.nodes[0].peer_id)
     # Recovering shards does not trigger the optimizers; an empty patch does (qdrant.md §3.3).
     first.patch_collection(plan.target, {"optimizers_config": {}})
-    found = first.collection(plan.target)
-    return schema_differences(
-        plan.manifest.config, plan.manifest.payload_schema, found["config"], found["payload_schema"]
-    )
+    deadline = time.monotonic() + SCHEMA_SECONDS
+    while True:
+        found = first.collection(plan.target)
+        differences = schema_differences(
+            plan.manifest.config, plan.manifest.payload_schema, found["config"], found["payload_schema"]
+        )
+        if not differences or time.monotonic() > deadline:
+            return differences
+        progress(0)
+        time.sleep(POLL_SECONDS)
 
 
 def verify_restored(connections: Connections, work: ReplicaWork, progress: Progress = no_progress) -> ReplicaVerdict:
@@ -208,18 +280,51 @@ def keep_target(connections: Connections, plan: RestorePlan) -> None:
     """Take the new collection out of the journal: from here on it is the operator's, and no run drops it."""
     journal = connections.journal(plan.request.restore_id)
     if entry := journal.find("collection", plan.target):
+        first = connections.cluster.node(plan.layout.nodes[0].peer_id)
+        unmark_restore(first, plan.target, plan.manifest.config.get("metadata"))
         journal.settle(entry)
 
 
 def discard_target(connections: Connections, plan: RestorePlan) -> None:
-    """Drop the new collection of a restore that failed, unless the operator wants to look at it."""
+    """Drop the new collection of a restore that failed, unless the operator wants to look at it.
+
+    Raises nothing of Ferry's, which would hide why the restore failed: what stays is in the journal for the next one.
+    """
     journal = connections.journal(plan.request.restore_id)
-    entry = journal.find("collection", plan.target)
-    if entry is None:
+    try:
+        entry = journal.find("collection", plan.target)
+        if entry is None:
+            return
+        if not plan.request.keep_on_failure:
+            drop(connections, plan.target, plan.request.restore_id)
+        journal.settle(entry)
+    except FerryError as error:
+        log.warning("%s is left for the next restore to drop: %s", plan.target, error.message)
+
+
+def drop(connections: Connections, collection: str, restore_id: BackupId) -> None:
+    """Delete a collection that bears the mark of that restore, by the first node that can; one that is gone is fine.
+
+    Without the mark it is not, or no longer, the restore's: then it is left alone. Raises what the last node said.
+    """
+    *others, last = connections.cluster.nodes
+    for node in others:
+        try:
+            return _drop_marked(node, collection, restore_id)
+        except FerryError as error:
+            log.warning("%s was not dropped by %s: %s", collection, node.label, error.message)
+    return _drop_marked(last, collection, restore_id)
+
+
+def _drop_marked(node: Node, collection: str, restore_id: BackupId) -> None:
+    try:
+        mark = restore_mark(node.collection(collection)["config"])
+    except NotFoundError:
         return
-    if not plan.request.keep_on_failure:
-        connections.cluster.nodes[0].delete_collection(plan.target)
-    journal.settle(entry)
+    if mark == restore_id:
+        node.delete_collection(collection)
+    else:
+        log.warning("%s bears no mark of restore %s; it is left as it is", collection, restore_id)
 
 
 def object_key(connections: Connections, plan: RestorePlan, archive: ArchiveRecord) -> str:

@@ -1,8 +1,6 @@
 """Reading an archive back from the bucket and fixing, or comparing, what is in it."""
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +8,10 @@ from pathlib import Path
 from ferry.archive.node_archive import split_shard
 from ferry.archive.proof import Proof, prove_archive
 from ferry.connections import Repository
-from ferry.errors import ArchiveDamagedError, HeadroomError
+from ferry.errors import ArchiveDamagedError
 from ferry.models import Progress, ProofLevel, ShardId, Value, no_progress
 from ferry.repository.manifest import ArchiveRecord, CollectionManifest
-
-# Disk that one proof needs, as a multiple of the archive: the archive itself and what it unpacks to, and a little.
-# Measured with the demo's archives; holes stay holes (docs/numbers.md).
-SPOOL_FACTOR = 2.2
+from ferry.verify import spool
 
 
 class ArchiveVerdict(Value):
@@ -24,17 +19,6 @@ class ArchiveVerdict(Value):
 
     key: str
     problems: tuple[str, ...] = ()
-
-
-def require_spool(repository: Repository, archive_bytes: int, at_a_time: int = 1) -> None:
-    """Raise HeadroomError when the worker's spool disk cannot hold proofs of archives of that size."""
-    spool = repository.worker.spool_dir
-    spool.mkdir(parents=True, exist_ok=True)
-    needed = int(archive_bytes * SPOOL_FACTOR * at_a_time)
-    free = shutil.disk_usage(spool).free
-    if free < needed:
-        msg = f"The worker's spool {spool} has {free} bytes free; proving needs {needed}. Nothing was changed."
-        raise HeadroomError(msg, "Point worker.spool_dir at a larger disk, or lower worker.parallel_proofs.")
 
 
 @contextmanager
@@ -45,23 +29,24 @@ def spooled(
 
     ``expected`` is its size in bytes and sha256. Raises ArchiveDamagedError when the bucket holds something else.
     """
-    size, sha256 = expected
-    spool = repository.worker.spool_dir
-    spool.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=spool, prefix="proof-") as folder:
-        path = Path(folder) / "archive.snapshot"
-        digest, written = hashlib.sha256(), 0
-        with path.open("wb") as file:
-            for block in repository.store.read(key, expected_bytes=size):
-                digest.update(block)
-                written += file.write(block)
-                progress(0)
-        if (written, digest.hexdigest()) != (size, sha256):
-            msg = f"{key} holds {written} bytes with sha256 {digest.hexdigest()}; it must be {size} with {sha256}."
-            raise ArchiveDamagedError(
-                msg, "The bucket has damaged or changed it: use another backup, and make one now."
-            )
+    with spool.folder(repository.worker) as folder:
+        path = folder / "archive.snapshot"
+        if not spool.take_kept(repository.worker, key, path):
+            _fetch(repository, key, expected, path, progress)
         yield path
+
+
+def _fetch(repository: Repository, key: str, expected: tuple[int, str], path: Path, progress: Progress) -> None:
+    size, sha256 = expected
+    digest, written = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for block in repository.store.read(key, expected_bytes=size):
+            digest.update(block)
+            written += file.write(block)
+            progress(0)
+    if (written, digest.hexdigest()) != (size, sha256):
+        msg = f"{key} holds {written} bytes with sha256 {digest.hexdigest()}; it must be {size} with {sha256}."
+        raise ArchiveDamagedError(msg, "The bucket has damaged or changed it: use another backup, and make one now.")
 
 
 def prove_stored(

@@ -1,5 +1,6 @@
 """Comparing one replica on a live node with the proof of its shard."""
 
+from ferry.archive.decimals import as_meant
 from ferry.archive.digest import ShardDigest, point_fields
 from ferry.archive.proof import Proof
 from ferry.models import PeerId, Progress, ShardId, Value, VerifyLevel, no_progress
@@ -62,7 +63,7 @@ def shard_digest(node: Node, collection: str, shard_id: ShardId, progress: Progr
     digest = ShardDigest()
     for batch in qdrant_points.scroll_shard(node, collection, shard_id, batch_points=SCROLL_POINTS):
         for point in batch:
-            digest.add(point["id"], point.get("payload"), point.get("vector"))
+            digest.add(point["id"], point.get("payload"), as_meant(point.get("vector")))
         progress(len(batch))
     return digest
 
@@ -75,6 +76,8 @@ def _sample_problems(node: Node, collection: str, shard_id: ShardId, proof: Proo
         point = found.get(str(sample.id))
         if point is None:
             problems.append(f"point {sample.id} is missing")
-        elif differing := sample.differing_fields(point_fields(sample.id, point.get("payload"), point.get("vector"))):
+            continue
+        fields = point_fields(sample.id, point.get("payload"), as_meant(point.get("vector")))
+        if differing := sample.differing_fields(fields):
             problems.append(f"point {sample.id} differs in {', '.join(differing)}")
     return problems

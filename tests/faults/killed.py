@@ -99,7 +99,8 @@ def main() -> None:
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
-        print(json.dumps(start(order) if "start" in order else ended(order["wait"])), flush=True)
+        sys.stdout.write(json.dumps(start(order) if "start" in order else ended(order["wait"])) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import orjson
 
 from ferry.backup.plan import BackupRequest
 from ferry.backup.run import prepare, run_backup
-from ferry.connections import Connections, connect
+from ferry.connections import Connections, connect, forget_connections
 from ferry.errors import BackupNotFoundError
 from ferry.lanes import Job
 from ferry.models import now
@@ -21,7 +21,7 @@ from ferry.restore.run import run_restore
 from ferry.verify.archive import verify_archive
 from ferry.verify.replica import shard_digest
 from sandbox.qdrant import QdrantCluster, wait_consensus
-from tests.workshop import Workshop, forget
+from tests.workshop import Workshop
 
 QUICK_DELAYS = (0.2, 0.5, 1.0, 2.0)
 COLLECTION, LIVE, ALIAS = "docs", "live", "docs-live"
@@ -84,6 +84,10 @@ class Scene:
         self.shop = shop
         self.before: dict[tuple[str, str], Digests] = {}
 
+    def configure(self, *, repository: dict[str, Any] | None = None, **tables: Any) -> None:
+        """Settings as usual, but a dead run's lease can be had after a second."""
+        self.shop.configure(repository={"lease_seconds": 1} | (repository or {}), **tables)
+
     def remember(self, cluster: str, *collections: str) -> None:
         """Note what these collections hold now; ``require_sound`` compares."""
         for name in collections:
@@ -91,7 +95,7 @@ class Scene:
 
     def content(self, cluster: str, collection: str) -> Digests:
         """The content digest of every replica of a collection, each read from its own node."""
-        forget()
+        forget_connections()
         clients = self.shop.connect(cluster).cluster
         layout = clients.read_layout([collection]).collection(collection)
         assert layout is not None
@@ -105,7 +109,7 @@ class Scene:
 
     def connections(self, cluster: str = "source") -> Connections:
         """Ferry's clients, made anew: a killed run's knowledge is gone too."""
-        forget()
+        forget_connections()
         return connect(cluster, "main")
 
     def back_up(self, delays: Sequence[float] = QUICK_DELAYS, holder: str = "a test", **wishes: Any) -> str:
@@ -164,7 +168,8 @@ class Scene:
 
     def require_sound(self) -> None:
         """The oracle: nothing is left, no manifest lies, the data is as it was."""
-        assert self.shop.leftovers() == []
+        left = self.shop.leftovers()
+        assert left == [], left
         self.require_honest()
         self.require_untouched()
 

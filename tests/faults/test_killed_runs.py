@@ -8,7 +8,7 @@ from flows.restore_collection import restore_collection
 from tests.faults.conftest import BACK_UP, RESTORE, Runs
 from tests.faults.scene import ALIAS, COLLECTION, LIVE, Scene, fill, names_and_aliases
 
-pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("quick")]
+pytestmark = pytest.mark.usefixtures("quick")
 
 SOURCE = {"cluster": "source", "repository": "main"}
 TARGET = {
@@ -43,7 +43,7 @@ LATE_STEPS = {
 
 @pytest.mark.parametrize(("at", "when"), BACKUP_STEPS.values(), ids=BACKUP_STEPS)
 def test_the_next_backup_tidies_after_a_killed_one(scene: Scene, runs: Runs, at: str, when: str) -> None:
-    """Whatever step a backup dies after, it counts only when it was committed, and the next one leaves nothing of it."""
+    """Whatever step a backup dies after, it counts only when it was committed, and the next leaves nothing of it."""
     runs.killed(BACK_UP, SOURCE, at, when)
     scene.require_honest()
     committed = len(scene.complete())
@@ -57,7 +57,7 @@ def test_a_backup_killed_in_mid_upload_leaves_no_parts(scene: Scene, runs: Runs)
     """Half of a multipart upload is aborted by the next run, and the snapshot that it came from is deleted."""
     fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
     scene.remember("source", "large")
-    scene.shop.configure(repository={"part_bytes": 5 << 20})
+    scene.configure(repository={"part_bytes": 5 << 20})
     runs.killed(BACK_UP, SOURCE, "ferry.repository.upload:ArchiveUpload._send_part", nth=2)
     assert [found for found in scene.shop.leftovers() if found.startswith("upload")]
     back_up_cluster(**SOURCE)

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from ferry import connections
-from ferry.qdrant.cluster import Cluster
-from ferry.settings import ClusterProfile, load_settings
+from ferry.connections import forget_connections
 from sandbox.qdrant import NodePlace, QdrantCluster
 from sandbox.s3 import S3Server
+from tests.workshop import toml
 
 API_KEY = "integration-api-key"
 READ_ONLY_KEY = "integration-read-only-key"
@@ -24,10 +23,9 @@ class KeyedCluster(QdrantCluster):
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    """A real S3 server with one empty bucket."""
-    with S3Server() as server:
-        yield server
+def s3(shared_s3: S3Server) -> S3Server:
+    """The S3 server that all layers share."""
+    return shared_s3
 
 
 @pytest.fixture(scope="session")
@@ -37,33 +35,9 @@ def source() -> Iterator[QdrantCluster]:
         yield cluster
 
 
-def toml_value(value: Any) -> str:
-    """A text, number or list of texts as TOML, which for these is JSON's notation."""
-    if isinstance(value, list):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-@pytest.fixture
-def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Settings and clients made afresh, and closed afterwards: ferry.connections keeps them for a whole process."""
-    opened: list[Cluster] = []
-
-    def recorded(name: str, profile: ClusterProfile) -> Cluster:
-        opened.append(Cluster(name, profile))
-        return opened[-1]
-
-    monkeypatch.setattr(connections, "Cluster", recorded)
-    forget()
-    yield
-    forget()
-    for cluster in opened:
-        cluster.close()
-
-
 @pytest.fixture
 def configure(
-    s3: S3Server, source: QdrantCluster, connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, source: QdrantCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
     """A function that writes ferry.toml for cluster ``source`` and repository ``main``, with what is to differ."""
 
@@ -86,19 +60,13 @@ def configure(
             : len(tables["clusters.source"]["nodes"])
         ]
         lines = [
-            f"[{table}]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
+            f"[{table}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in values.items())
             for table, values in tables.items()
         ]
         path = tmp_path / "ferry.toml"
         path.write_text("\n".join(lines))
         monkeypatch.setenv("FERRY_CONFIG", str(path))
-        forget()
+        forget_connections()
         return path
 
     return write
-
-
-def forget() -> None:
-    """Let the next call read the settings and make its clients anew."""
-    for cached in (load_settings, connections.connect, connections.connect_repository):
-        cached.cache_clear()

@@ -182,11 +182,28 @@ def test_an_archive_of_any_size_comes_back_equal(store: AnyStore, folder: str, s
 
 
 def test_an_archive_is_never_overwritten(store: AnyStore, folder: str) -> None:
-    """A run that lost its lease must not change what another has committed."""
+    """It is refused before a byte is read from the source."""
     store.upload(folder + "a", [b"first"])
+    source = blocks_of(b"second")
     with pytest.raises(ConflictError, match=folder):
-        store.upload(folder + "a", [b"second"])
+        store.upload(folder + "a", source)
+    assert next(source) == b"second"
     assert read_all(store, folder + "a", 5) == b"first"
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+def test_of_two_uploads_to_one_key_the_first_to_end_stays(store: AnyStore, folder: str, size: int) -> None:
+    """A run that lost its lease must not change what another has committed meanwhile."""
+
+    def overtaken() -> Iterator[bytes]:
+        yield payload(size)
+        store.upload(folder + "a", [b"first"])
+
+    with pytest.raises(ConflictError, match=folder):
+        store.upload(folder + "a", overtaken())
+    assert read_all(store, folder + "a", 5) == b"first"
+    if isinstance(store, Store):
+        assert store.uploads(folder) == ()
 
 
 def test_an_archive_of_another_size_or_etag_is_refused(store: AnyStore, folder: str) -> None:
@@ -494,13 +511,13 @@ def test_a_completion_answered_200_with_an_error_inside_is_no_success(
 def test_a_part_may_take_longer_than_the_time_to_connect(
     server: S3Server, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python sends bytes under one limit, and urllib3 uses the connect limit for it: a slow line would fail."""
+    """Sent as a bytearray, all of it would have to go within that limit: a slow line would fail."""
     monkeypatch.setattr("ferry.repository.clients.CONNECT_TIMEOUT_SECONDS", 1.0)
-    size = 24 * MIB  # more than the kernel's own buffers take at once
-    store = Store(profile(server, proxy.url, parts_in_flight=1, part_bytes=size, read_timeout_seconds=10))
-    proxy.slow(8 * MIB)
-    store.upload(folder + "a", [payload(size)])
-    assert sum("partNumber" in request for request in proxy.requests) == 1
+    size = 80 * MIB  # more than the kernel's own buffers take at once
+    store = Store(profile(server, proxy.url, parts_in_flight=3, part_bytes=size, read_timeout_seconds=30))
+    proxy.slow(40 * MIB)
+    store.upload(folder + "a", [bytes(size), bytes(size)])
+    assert sum("partNumber" in request for request in proxy.requests) == 2
 
 
 # Refusals and secrets

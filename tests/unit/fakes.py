@@ -86,6 +86,8 @@ class MemoryStore:
         if expected_bytes is not None and len(data) != expected_bytes:
             raise ArchiveDamagedError(f"{key}: {len(data)} bytes of {expected_bytes}.")
         with self._lock:
+            if key in self.objects:
+                raise ConflictError(f"{key} was written meanwhile.")
             etag = self._keep(key, bytes(data), dict(metadata or {}))
         return Uploaded(len(data), hashlib.sha256(data).hexdigest(), etag)
 

@@ -66,7 +66,10 @@ def test_command_lines_are_understood(line: str, expected: dict[str, Any]) -> No
     assert vars(parser().parse_args(line.split())).items() >= expected.items()
 
 
-@pytest.mark.parametrize("line", ["", "restore docs", "backup", "verify", "restore --verify maybe docs", "unknown"])
+@pytest.mark.parametrize(
+    "line",
+    ["", "restore docs", "backup", "verify", "restore --cluster t docs", "restore --verify maybe docs", "unknown"],
+)
 def test_wrong_command_lines_end_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong command line is answered with the right one."""
     with pytest.raises(SystemExit) as ended:
@@ -132,12 +135,14 @@ def test_doctor_tries_everything_although_one_profile_breaks(
         return [ProbeResult(name="reach and list", ok=False, detail="refused", remedy="see to it")]
 
     monkeypatch.setattr(trials, "probe", probe)
-    configure(TWO_REPOSITORIES + '[clusters.c]\nnodes = ["http://127.0.0.1:9"]\nca_file = "/no/such/file"\n')
+    three = '[repositories.three]\nbucket = "three"\nca_file = "/none"\n'
+    configure(TWO_REPOSITORIES + three + '[clusters.c]\nnodes = ["http://127.0.0.1:9"]\nca_file = "/no/such/file"\n')
     assert main(["doctor", "--json"]) == 1
     shown = capsys.readouterr().out
     failed = {trial["profile"]: trial for trial in json.loads(shown)["trials"] if not trial["ok"]}
-    assert set(failed) == {"repositories.one", "repositories.two", "clusters.c"}
+    assert set(failed) == {"repositories.one", "repositories.two", "repositories.three", "clusters.c"}
     assert "RuntimeError" in failed["repositories.one"]["detail"]
+    assert "/none" in failed["repositories.three"]["detail"]
     assert "/no/such/file" in failed["clusters.c"]["detail"]
     assert all(trial["remedy"] for trial in failed.values())
     assert "s3cr3t" not in shown
@@ -218,6 +223,10 @@ def test_list_tells_complete_from_incomplete(stored: Repository, capsys: pytest.
     assert f"{DIED}  incomplete" in table
     assert main(["list", "--cluster", "other"]) == 0
     assert "No backups of other" in capsys.readouterr().out
+    key = stored.keys.manifest("test", builders.BACKUP_ID, "docs")
+    stored.store.put_document(key, b"{}")
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["proof"] == "damaged"
 
 
 def test_show_has_all_of_a_backup(stored: Repository, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import struct
 from hashlib import blake2b
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_edge import SparseVector
 
+from ferry.archive import digest
 from ferry.archive.digest import (
     ContentDigest,
     PointSample,
@@ -98,12 +101,12 @@ def test_the_bytes_are_those_of_the_documentation() -> None:
     bare = number + u32(2) + b"{}" + u32(0)
     hashes = [int.from_bytes(blake2b(data, digest_size=32).digest(), "big") for data in (point, bare)]
 
-    digest = ShardDigest()
-    digest.add(2**64 - 1, None, {})
+    shard = ShardDigest()
+    shard.add(2**64 - 1, None, {})
     vector = {"ü": [math.nan], "s": SparseVector([4294967295, 3], [7, 0.25]), "": [1.5, -0.0], "m": [[2.0], [3.0]]}
-    digest.add(uuid, {"ü": "ß", "x": 1.0, "n": 2**60, "a": {"c": -0.0, "b": None}}, vector)
-    assert digest.hexdigest == f"{sum(hashes) % 2**256:064x}"
-    assert digest.ranges == {
+    shard.add(uuid, {"ü": "ß", "x": 1.0, "n": 2**60, "a": {"c": -0.0, "b": None}}, vector)
+    assert shard.hexdigest == f"{sum(hashes) % 2**256:064x}"
+    assert shard.ranges == {
         f"{crc32(key) & 255:02x}": f"{value:064x}"
         for key, value in zip((b"\x01" + uuid.bytes, number), hashes, strict=True)
     }
@@ -172,6 +175,28 @@ def test_a_sample_names_what_changed_appeared_and_vanished() -> None:
     assert PointSample.model_validate_json(kept.model_dump_json()) == kept
     now = point_fields(str(UUID(int=5)), {"same": 1, "changed": 4, "new": 5}, {"v": [1.0], "w": [2.0]})
     assert kept.differing_fields(now) == ["payload.changed", "payload.new", "payload.old", "vector.w"]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@given(value=st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner)))
+@example(value=[1e16, 9999999999999998.0, 1e-4, 9.9e-5, 1e-5, 1e22, -1e-7, 5e-324, 1.7976931348623157e308, -0.0, 0.1])
+@example(value=[1e-5])
+@example(value={"e-mail": 0.5, "text": '0.0000 1e+5 \x00\x1f\x7f\u2028"\\/\n\t\b\f', "😀": {"\uffff": 1, "b": 2}})
+@settings(deadline=None, max_examples=30)
+def test_json_is_what_python_writes(signed: bool, value: Any) -> None:
+    """The canonical JSON does not depend on the version of orjson, which has changed how it writes floats."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "_SIGNED_EXPONENTS", signed and digest._SIGNED_EXPONENTS)
+        assert digest._json(value) == canonical
+
+
+def test_an_orjson_that_writes_exponents_otherwise_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where exponents cannot be searched for in orjson's text, floats that have one still come out as Python's."""
+    old = SimpleNamespace(dumps=lambda value, option: b'{"a":1e16}', OPT_SORT_KEYS=0)
+    monkeypatch.setattr(digest, "orjson", old)
+    monkeypatch.setattr(digest, "_SIGNED_EXPONENTS", False)
+    assert digest._json({"a": 1e16}) == b'{"a":1e+16}'
 
 
 def test_an_empty_shard_has_a_digest_too() -> None:

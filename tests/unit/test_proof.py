@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from ferry.archive import crew, proof
@@ -120,7 +121,9 @@ def test_points_that_cannot_be_read_are_found(archive: Path, tmp_path: Path, mon
 
 
 def test_it_works_from_a_command_line_elsewhere(archive: Path, tmp_path: Path) -> None:
-    """Called from `python -c` in another folder, with a __main__ that cannot be imported, workers still start."""
+    """Called from `python -c` in a folder with a `ferry` of its own, under a strange __main__, workers still start."""
+    (tmp_path / "ferry").mkdir()
+    (tmp_path / "ferry" / "__init__.py").write_text("raise ImportError('not this one')")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from ferry.archive import proof; "
         f"proof.INLINE_BYTES = 0; sys.modules['__main__'].__spec__ = 'prefect.engine'; "
@@ -147,6 +150,37 @@ def test_a_worker_ends_when_its_asker_does(archive: Path, tmp_path: Path) -> Non
     worker._stdin.close()
     assert worker._process.wait(5) == 0
     worker.end()
+
+
+def test_what_the_engine_prints_does_not_reach_the_asker(archive: Path, tmp_path: Path) -> None:
+    """A worker's answers are its only words on stdout; anything else that is printed there goes to its log."""
+    code = (
+        "import os, ferry.archive.worker as w; write = w.Desk._write; "
+        "w.Desk._write = lambda desk, message: (os.write(1, b'noise'), write(desk, message)); w.main()"
+    )
+    job = {"job": "open", "archive": str(archive), "folder": str(tmp_path / "0"), "parts": 2, "sample": 0}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(
+        command, env=crew._environment(), input=orjson.dumps(job) + b"\n", capture_output=True, check=True
+    )
+    assert orjson.loads(done.stdout)["result"]["points"] == POINTS
+    assert done.stderr.endswith(b"noise")
+
+
+def test_a_linked_folder_shares_only_large_files(tmp_path: Path) -> None:
+    """Large files are the same inode, small ones are copies, and the locked write-ahead log stays behind."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for place in ("wal", "segments/a/wal"):
+        (source / place).mkdir(parents=True)
+    (source / "wal" / "open-1").write_bytes(b"log")
+    (source / "segments" / "a" / "large").write_bytes(bytes(proof.LINKED_BYTES))
+    (source / "segments" / "a" / "small").write_bytes(b"small")
+    proof.link_folder(source, target)
+    assert not (target / "wal").exists()
+    assert (target / "segments" / "a" / "wal").is_dir()
+    assert (target / "segments" / "a" / "large").samefile(source / "segments" / "a" / "large")
+    assert not (target / "segments" / "a" / "small").samefile(source / "segments" / "a" / "small")
+    assert (target / "segments" / "a" / "small").read_bytes() == b"small"
 
 
 def test_the_sample_does_not_depend_on_parts(archive: Path, tmp_path: Path) -> None:

@@ -104,6 +104,37 @@ def test_a_damaged_archive_is_refused(archive: Path, tmp_path: Path, damage: Any
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_a_truncated_archive_names_the_member(archive: Path, tmp_path: Path) -> None:
+    """The error says in which member the file ends."""
+    broken = tmp_path / "broken.snapshot"
+    broken.write_bytes(_cut(archive.read_bytes(), archive.stat().st_size // 2))
+    with pytest.raises(ArchiveDamagedError, match=r"inside member segments/"):
+        tar.require_complete(broken)
+
+
+def test_a_header_is_believed_only_with_its_checksum(archive: Path, tmp_path: Path) -> None:
+    """One wrong bit in a field that nobody reads is found, too."""
+    broken = tmp_path / "broken.snapshot"
+    broken.write_bytes(_flip(archive.read_bytes(), 110))
+    with pytest.raises(ArchiveDamagedError, match="no valid tar header at byte 0"):
+        tar.list_members(broken)
+
+
+def test_long_maps_of_holes_are_passed_over(tmp_path: Path) -> None:
+    """A member with more holes than its header has room for does not hide the one behind it."""
+    with open(tmp_path / "holes", "wb") as file:
+        for island in range(60):
+            file.seek(island << 20)
+            file.write(b"x" * 4096)
+    (tmp_path / "after").write_text("here")
+    path = tmp_path / "holes.tar"
+    subprocess.run(["tar", "--format=gnu", "-S", "-cf", str(path), "holes", "after"], cwd=tmp_path, check=True)
+    first, second = tar.list_members(path)
+    assert (first.name, first.kind, second.name, second.stored) == ("holes", tar.SPARSE, "after", 4)
+    assert first.data - first.header > 2 * tar.BLOCK
+    assert path.read_bytes()[second.data : second.data + 4] == b"here"
+
+
 def test_a_complete_tar_file_without_the_last_members_is_refused(tmp_path: Path) -> None:
     """An intact tar file of a snapshot that stopped early names what is missing."""
     path = tmp_path / "early.snapshot"
@@ -164,6 +195,17 @@ def test_a_shard_without_data_cannot_be_split_off(archive: Path, tmp_path: Path)
     """A shard that the node only knows by name is refused, with the shards that are there, and no file is made."""
     with pytest.raises(ArchiveDamagedError, match=r"no data of shard 2, only of \[1, 12\]"):
         split_shard(_collection_snapshot(tmp_path, archive), 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    """A snapshot with a kind of member that Qdrant never writes is refused, and the begun file is removed."""
+    path = tmp_path / "foreign.snapshot"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:
+        out.addfile(tarfile.TarInfo("0/segments/a"), io.BytesIO())
+        out.addfile(tarfile.TarInfo("0/segments/ü"), io.BytesIO())
+    with pytest.raises(ArchiveDamagedError, match="does not write"):
+        split_shard(path, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

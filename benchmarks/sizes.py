@@ -1,0 +1,33 @@
+"""How much is measured: in full for docs/numbers.md, quickly for a look, and tiny to see that the code still runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.data import Shape
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Points of each collection (768 dimensions; the proof's has 256), rounds, and the file that tries the disk."""
+
+    rounds: int
+    warm_rounds: int
+    backup_points: int
+    restore_points: int
+    flow_points: int
+    proof_points: int
+    memory_shapes: tuple[Shape, ...]
+    disk_bytes: int
+
+
+# About 50 MB with the pages that storage preallocates, and 1.1 GB with 4 KiB of text each.
+_SMALL, _LARGE = Shape("bench-small", 6_000), Shape("bench-large", 145_000, text_bytes=4096)
+
+SIZES = {
+    "full": Sizes(5, 1, 90_000, 60_000, 30_000, 200_000, (_SMALL, _LARGE), 256 * MIB),
+    "quick": Sizes(2, 1, 12_000, 9_000, 4_500, 40_000, (_SMALL,), 64 * MIB),
+    "tiny": Sizes(1, 0, 1_000, 900, 600, 3_000, (Shape("bench-small", 500),), 4 * MIB),
+}
