@@ -7,6 +7,7 @@ from ferry.connections import Connections
 from ferry.errors import PreflightError
 from ferry.models import ClusterLayout, PeerId, ShardId
 from ferry.qdrant.resources import Need, read_headroom, require_headroom
+from ferry.qdrant.rights import SNAPSHOTS, require_right
 from ferry.verify.spool import require_spool
 
 
@@ -38,6 +39,7 @@ def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
         msg = f"Cluster {plan.cluster} has no collection to back up."
         raise PreflightError(msg, "Create one, or correct the patterns.")
     cluster = connections.cluster
+    require_right(cluster, SNAPSHOTS)
     findings = cluster.require_quiet(plan.layout)
     needs = {
         peer: Need(disk_bytes=max(archive.estimated_bytes for archive in lane), ram_bytes=0)

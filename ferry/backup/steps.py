@@ -147,6 +147,8 @@ def upload_snapshot(
     held = connections.store.head(key)
     # An earlier attempt may have failed after its upload; what it wrote is compared with sha256 by the proof.
     if held is None or (held.bytes, held.metadata.get("sha256")) != (made.bytes, made.sha256):
+        if held is not None:  # of another snapshot of this run, which is lost; uploads never overwrite
+            connections.store.delete([key])
         _move_snapshot(connections, work, made, progress)
     seconds = time.monotonic() - started
     # Once more: while this run was frozen, another may have taken the lease, and the note, before there was an object.

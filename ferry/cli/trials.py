@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-from ferry.cli.rights import RIGHTS, Right, refusal
 from ferry.errors import ConfigurationError, FerryError
 from ferry.models import ClusterLayout, NodeInfo, Value, now
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.resources import read_headroom, readable_bytes
+from ferry.qdrant.rights import RIGHTS, Right, refusal
 from ferry.repository.probe import probe
 from ferry.repository.store import Store
 from ferry.settings import ClusterProfile, RepositoryProfile, Settings, WorkerSettings, config_path

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from ferry.connections import Connections
 from ferry.errors import FerryError, LeaseHeldError
 from ferry.qdrant.resources import read_headroom, require_headroom
+from ferry.qdrant.rights import MANAGE, require_right
 from ferry.repository.journal import Entry, unsettled
 from ferry.repository.lease import Lease, acquire
 from ferry.repository.manifest import CollectionManifest
@@ -43,6 +44,7 @@ def prepare(connections: Connections, request: RestoreRequest) -> RestorePlan:
     # None of the other collections is looked into: one of them may be broken, and be the reason for this restore.
     layout = cluster.read_layout(include=())
     plan = plan_restore(request, manifest, layout)
+    require_right(cluster, MANAGE)
     findings = cluster.require_quiet(layout)
     require_archives(connections, plan)
     if manifest.kind == "node":

@@ -44,6 +44,14 @@ def collected() -> Iterator[None]:
 
 BACK_UP = "flows.back_up_cluster:back_up_cluster"
 RESTORE = "flows.restore_collection:restore_collection"
+SOURCE = {"cluster": "source", "repository": "main"}
+TARGET = {
+    "cluster": "target",
+    "repository": "main",
+    "source_cluster": "source",
+    "collection": COLLECTION,
+    "alias": ALIAS,
+}
 
 
 class Runs:

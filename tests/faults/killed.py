@@ -61,6 +61,7 @@ def run(order: dict[str, Any]) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us in the background has it ignored
     os.environ.update(order["env"])
     if "at" in order:
         strike(order["at"], order.get("when", "after"), order.get("nth", 1), order.get("signal", signal.SIGKILL))

@@ -5,19 +5,11 @@ import pytest
 from ferry.errors import PreflightError
 from flows.back_up_cluster import back_up_cluster
 from flows.restore_collection import restore_collection
-from tests.faults.conftest import BACK_UP, RESTORE, Runs
-from tests.faults.scene import ALIAS, COLLECTION, LIVE, Scene, fill, names_and_aliases
+from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
+from tests.faults.scene import ALIAS, LIVE, Scene, fill, names_and_aliases
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-SOURCE = {"cluster": "source", "repository": "main"}
-TARGET = {
-    "cluster": "target",
-    "repository": "main",
-    "source_cluster": "source",
-    "collection": COLLECTION,
-    "alias": ALIAS,
-}
 BACKUP_STEPS = {
     "lease taken": ("ferry.backup.tidy:acquire", "after"),
     "journal noted": ("ferry.repository.journal:Journal.note", "after"),

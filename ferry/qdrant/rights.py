@@ -7,8 +7,9 @@ kind). Only DELETEs are sent: should a name exist against all odds, no snapshot 
 
 from uuid import uuid4
 
-from ferry.errors import NodeRefusedError
+from ferry.errors import NodeRefusedError, PreflightError
 from ferry.models import Value
+from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.http import NotFoundError
 from ferry.qdrant.node import Node
 
@@ -21,16 +22,23 @@ class Right(Value):
     path: str
 
 
-RIGHTS = (
-    # "write" on the collection with the whole of it; a read-only key has not got it.
-    Right(
-        label="may make snapshots",
-        needed_for="backups",
-        path="/collections/{name}/shards/0/snapshots/{name}.snapshot",
-    ),
-    # The global right "manage", which a token for some collections never has: recovering, creating, aliases.
-    Right(label="may manage", needed_for="restores (recover, create, aliases)", path="/snapshots/{name}.snapshot"),
+# "write" on the collection with the whole of it; a read-only key has not got it.
+SNAPSHOTS = Right(
+    label="may make snapshots",
+    needed_for="backups",
+    path="/collections/{name}/shards/0/snapshots/{name}.snapshot",
 )
+# The global right "manage", which a token for some collections never has: recovering, creating, aliases.
+MANAGE = Right(label="may manage", needed_for="restores (recover, create, aliases)", path="/snapshots/{name}.snapshot")
+RIGHTS = (SNAPSHOTS, MANAGE)
+
+
+def require_right(cluster: Cluster, right: Right) -> None:
+    """Raise PreflightError when one node refuses the cluster's key what an operation needs."""
+    for node in cluster.nodes:
+        if said := refusal(node, right):
+            msg = f"{node.label} refuses what {right.needed_for} need: {said} Nothing was changed."
+            raise PreflightError(msg, f"Set clusters.{cluster.name}.api_key to a key with the right to manage.")
 
 
 def refusal(node: Node, right: Right) -> str | None:

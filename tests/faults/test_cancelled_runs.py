@@ -1,0 +1,117 @@
+"""Cancel by Prefect's API, and SIGTERM and SIGINT to the process of a flow run: it cleans up and ends within 30 s."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sandbox.fault_proxy import FaultProxy
+from sandbox.prefect_server import PrefectServer, PrefectWorker
+from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
+from tests.faults.scene import ALIAS, LIVE, Scene, fill, names_and_aliases
+
+ROOT = Path(__file__).parents[2]
+GRACE_SECONDS = 30.0  # after that Prefect's runner kills
+
+
+@pytest.fixture
+def slow(scene: Scene) -> Iterator[FaultProxy]:
+    """S3 behind a proxy that can be slowed; on the source a collection that takes several parts."""
+    fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
+    scene.remember("source", "large")
+    with FaultProxy(scene.shop.s3.host_port) as proxy:
+        scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
+        yield proxy
+
+
+def soon(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """Ask until the answer is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return answer
+
+
+def uploading(scene: Scene) -> bool:
+    """Whether a multipart upload is under way."""
+    return any(found.startswith("upload") for found in scene.shop.leftovers())
+
+
+def runs_of(server: PrefectServer, flow: str) -> list[dict[str, Any]]:
+    """The runs of a flow that Prefect knows, the newest first."""
+    query = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC"}
+    answer = httpx.post(f"{server.api_url}/flow_runs/filter", json=query, trust_env=False)
+    return list(answer.raise_for_status().json())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_backup_that_is_signalled_cleans_up(
+    scene: Scene, runs: Runs, slow: FaultProxy, prefect_server: PrefectServer, number: signal.Signals
+) -> None:
+    """A signal in mid-upload ends the run as crashed, with nothing left on node or bucket, before it would be killed."""
+    slow.slow(3_000_000)
+    pid = runs.start(BACK_UP, SOURCE)
+    soon(lambda: uploading(scene))
+    os.kill(pid, number)
+    began = time.monotonic()
+    assert runs.wait(pid) == "exit 1"
+    assert time.monotonic() - began < GRACE_SECONDS
+    slow.clear()
+    assert scene.complete() == []
+    scene.require_sound()
+    assert runs_of(prefect_server, "back-up-cluster")[0]["state"]["type"] == "CRASHED"
+
+
+def test_a_restore_that_is_signalled_drops_what_it_made(
+    scene: Scene, runs: Runs, slow: FaultProxy, prefect_server: PrefectServer
+) -> None:
+    """A signal while nodes fetch archives drops the new collection; the alias stays where it was."""
+    scene.back_up()
+    slow.slow(2_000_000)
+    pid = runs.start(RESTORE, {**TARGET, "collection": "large"})
+    target = scene.shop.clusters["target"]
+    soon(lambda: len(names_and_aliases(target)[0]) > 1)
+    os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
+    assert runs.wait(pid) == "exit 1"
+    assert time.monotonic() - began < GRACE_SECONDS
+    slow.clear()
+    assert names_and_aliases(target) == ({LIVE}, {ALIAS: LIVE})
+    scene.require_sound()
+    assert runs_of(prefect_server, "restore-collection")[0]["state"]["type"] == "CRASHED"
+
+
+def test_a_cancelled_deployment_run_cleans_up(
+    scene: Scene, slow: FaultProxy, prefect_server: PrefectServer, runs: Runs
+) -> None:
+    """Cancel by API under a worker, as the UI's button does it: CANCELLED, and nothing is left within 30 s."""
+    api = httpx.Client(base_url=prefect_server.api_url, timeout=30, trust_env=False)
+    with api, PrefectWorker(prefect_server, "faults", {"FERRY_CONFIG": str(scene.shop.config)}, ROOT):
+        flow = api.post("/flows/", json={"name": "back-up-cluster"}).raise_for_status().json()
+        deployment = {
+            "name": "faults",
+            "flow_id": flow["id"],
+            "entrypoint": "flows.back_up_cluster.back_up_cluster",
+            "work_pool_name": "faults",
+            "parameters": SOURCE,
+            "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        }
+        made = api.post("/deployments/", json=deployment).raise_for_status().json()
+        slow.slow(3_000_000)
+        run = api.post(f"/deployments/{made['id']}/create_flow_run", json={}).raise_for_status().json()
+        soon(lambda: uploading(scene))
+        api.post(f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+        began = time.monotonic()
+        soon(lambda: api.get(f"/flow_runs/{run['id']}").json()["state"]["type"] == "CANCELLED")
+        assert time.monotonic() - began < GRACE_SECONDS
+        assert scene.shop.leftovers() == []
+    slow.clear()
+    assert scene.complete() == []
+    scene.back_up()
+    scene.require_sound()

@@ -1,0 +1,56 @@
+"""Two runs on one cluster: one works, the other says who holds it; a holder that was frozen commits nothing."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from ferry.errors import LeaseHeldError
+from flows.back_up_cluster import back_up_cluster
+from sandbox.fault_proxy import FaultProxy
+from tests.faults.conftest import BACK_UP, SOURCE, Runs
+from tests.faults.scene import Scene
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_the_second_backup_says_who_holds_the_cluster(scene: Scene, runs: Runs) -> None:
+    """Of two backups at once the later ends at once with the holder's run, process and host; the first one counts."""
+    with FaultProxy(scene.shop.s3.host_port) as proxy:
+        scene.configure(repository={"endpoint_url": proxy.url, "lease_seconds": 4})
+        pid = runs.start(BACK_UP, SOURCE, at="ferry.backup.tidy:tidy_dead_runs", signal=int(signal.SIGURG))
+        deadline = time.monotonic() + 30
+        while not scene.shop.objects("leases/") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        proxy.slow(60_000)
+        began = time.monotonic()
+        try:
+            with pytest.raises(LeaseHeldError, match=rf"backup \d.* process {pid} on .*, fencing number 1"):
+                scene.back_up(delays=(), holder="the second")
+        finally:
+            proxy.clear()
+        assert time.monotonic() - began < 10
+        assert runs.wait(pid) == "exit 0", runs.output(pid)
+    assert len(scene.complete()) == 1
+    scene.require_sound()
+
+
+@pytest.mark.parametrize(
+    ("at", "when"),
+    [("ferry.backup.steps:_move_snapshot", "before"), ("ferry.repository.lease:Lease.confirm", "after")],
+    ids=["before its upload", "before its manifest"],
+)
+def test_a_holder_that_was_frozen_commits_nothing(scene: Scene, runs: Runs, at: str, when: str) -> None:
+    """A run that slept past its lease is no longer alone: it ends with an error, and the next leaves nothing of it."""
+    nth = 2 if at.endswith("confirm") else 1  # the first one is of the tidying at the start
+    pid = runs.start(BACK_UP, SOURCE, at=at, when=when, nth=nth, signal=int(signal.SIGSTOP))
+    assert runs.wait(pid) == f"stopped {int(signal.SIGSTOP)}"
+    first = back_up_cluster(**SOURCE)
+    os.kill(pid, signal.SIGCONT)
+    assert runs.wait(pid) == "exit 1", runs.output(pid)
+    assert "lost the lease" in runs.output(pid)
+    assert scene.complete() == [first]
+    second = back_up_cluster(**SOURCE)
+    assert scene.complete() == [second, first]
+    scene.require_sound()
