@@ -171,7 +171,7 @@ class WorkerSettings(Profile):
         default=4,
         ge=1,
         le=64,
-        description="Nodes worked on at a time, one shard a node. Each may hold part_bytes × parts_in_flight in memory.",
+        description="Nodes worked on at a time; each may hold part_bytes × parts_in_flight in memory.",
     )
     parallel_proofs: int = Field(default=1, ge=1, le=16, description="Archives proven at a time on this worker.")
     sample_points: int = Field(default=64, ge=1, le=1000, description="Points a shard kept for the sample comparison.")

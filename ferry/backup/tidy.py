@@ -13,6 +13,7 @@ from ferry.qdrant import snapshots
 from ferry.qdrant.http import NotFoundError
 from ferry.repository.journal import Entry, unsettled
 from ferry.repository.lease import Lease, acquire
+from ferry.repository.probe import require_conforming
 from ferry.verify import spool
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ def alone_and_tidied(connections: Connections, plan: BackupPlan, holder: str) ->
 
     Raises LeaseHeldError, which says who is at work. What cannot be taken away stays in the journal for the next run.
     """
+    if connections.store.head(connections.keys.repository) is None:
+        require_conforming(connections.store)
     connections.catalog.ensure_repository()
     key = connections.keys.lease(plan.cluster)
     with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from botocore.exceptions import ClientError
 
-from ferry.errors import ConflictError, FerryError, StoreUnavailableError
+from ferry.errors import ConflictError, FerryError, StoreRefusedError, StoreUnavailableError
 from ferry.models import Value
 from ferry.repository.layout import Keys
 from ferry.repository.refusals import DAMAGED_ON_THE_WAY, vendor_errors
@@ -58,6 +58,14 @@ def probe(store: Store) -> list[ProbeResult]:
         finally:
             results.append(_run(trials.clear, "delete"))
     return results
+
+
+def require_conforming(store: Store) -> None:
+    """Raise StoreRefusedError when a bucket fails a trial: before the first backup goes there, not after."""
+    if failed := [result for result in probe(store) if not result.ok]:
+        told = "; ".join(f"{result.name}: {result.detail}" for result in failed)
+        msg = f"Bucket {store.bucket} is not fit for backups. {told}"
+        raise StoreRefusedError(msg, failed[0].remedy)
 
 
 def _run(trial: Callable[[], str], name: str) -> ProbeResult:

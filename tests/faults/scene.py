@@ -1,7 +1,9 @@
 """What every fault test looks at: data before and after, and the oracle that says whether all is well again."""
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +77,30 @@ def names_and_aliases(cluster: QdrantCluster) -> tuple[set[str], dict[str, str]]
         names = {entry["name"] for entry in http.get("/collections").json()["result"]["collections"]}
         aliases = http.get("/aliases").json()["result"]["aliases"]
     return names, {entry["alias_name"]: entry["collection_name"] for entry in aliases}
+
+
+def soon(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """Ask until the answer is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return answer
+
+
+def together(*acts: Callable[[], object]) -> Callable[[], None]:
+    """One thing to do, made of several."""
+
+    def do() -> None:
+        for act in acts:
+            act()
+
+    return do
+
+
+def later(seconds: float, act: Callable[[], object]) -> Callable[[], None]:
+    """Something to do that only starts a clock for something else."""
+    return lambda: threading.Timer(seconds, act).start()
 
 
 class Scene:

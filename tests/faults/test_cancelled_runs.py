@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer, PrefectWorker
 from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
-from tests.faults.scene import ALIAS, LIVE, Scene, fill, names_and_aliases
+from tests.faults.scene import ALIAS, LIVE, Scene, fill, names_and_aliases, soon
 
 ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 30.0  # after that Prefect's runner kills
@@ -27,15 +27,6 @@ def slow(scene: Scene) -> Iterator[FaultProxy]:
     with FaultProxy(scene.shop.s3.host_port) as proxy:
         scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
         yield proxy
-
-
-def soon(what: Callable[[], Any], seconds: float = 60) -> Any:
-    """Ask until the answer is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return answer
 
 
 def uploading(scene: Scene) -> bool:
@@ -54,7 +45,7 @@ def runs_of(server: PrefectServer, flow: str) -> list[dict[str, Any]]:
 def test_a_backup_that_is_signalled_cleans_up(
     scene: Scene, runs: Runs, slow: FaultProxy, prefect_server: PrefectServer, number: signal.Signals
 ) -> None:
-    """A signal in mid-upload ends the run as crashed, with nothing left on node or bucket, before it would be killed."""
+    """A signal in mid-upload ends the run as crashed and leaves nothing, before it would be killed."""
     slow.slow(3_000_000)
     pid = runs.start(BACK_UP, SOURCE)
     soon(lambda: uploading(scene))

@@ -28,20 +28,19 @@ RESTORE_STEPS = {
     "verified": ("ferry.restore.steps:keep_target", "before"),
 }
 LATE_STEPS = {
-    "kept": ("ferry.restore.steps:keep_target", "after", LIVE),
-    "alias moved": ("ferry.restore.steps:move_alias", "after", None),
+    "kept": ("ferry.restore.steps:keep_target", "after"),
+    "moved": ("ferry.restore.steps:move_alias", "after"),
 }
 
 
-@pytest.mark.parametrize(("at", "when"), BACKUP_STEPS.values(), ids=BACKUP_STEPS)
-def test_the_next_backup_tidies_after_a_killed_one(scene: Scene, runs: Runs, at: str, when: str) -> None:
+def test_the_next_backup_tidies_after_a_killed_one(scene: Scene, runs: Runs) -> None:
     """Whatever step a backup dies after, it counts only when it was committed, and the next leaves nothing of it."""
-    runs.killed(BACK_UP, SOURCE, at, when)
-    scene.require_honest()
-    committed = len(scene.complete())
-    assert committed == (1 if at.endswith("write_backup") else 0)
+    for step, (at, when) in BACKUP_STEPS.items():
+        runs.killed(BACK_UP, SOURCE, at, when)
+        scene.require_honest()
+        assert len(scene.complete()) == (1 if at.endswith("write_backup") else 0), step
     back_up_cluster(**SOURCE)
-    assert len(scene.complete()) == committed + 1
+    assert len(scene.complete()) == 2
     scene.require_sound()
 
 
@@ -56,27 +55,26 @@ def test_a_backup_killed_in_mid_upload_leaves_no_parts(scene: Scene, runs: Runs)
     scene.require_sound()
 
 
-@pytest.mark.parametrize(("at", "when"), RESTORE_STEPS.values(), ids=RESTORE_STEPS)
-def test_the_next_restore_tidies_after_a_killed_one(scene: Scene, runs: Runs, at: str, when: str) -> None:
+def test_the_next_restore_tidies_after_a_killed_one(scene: Scene, runs: Runs) -> None:
     """A restore that dies before it kept its collection never touched the alias, and the next one begins anew."""
     scene.back_up()
-    runs.killed(RESTORE, TARGET, at, when)
-    assert names_and_aliases(scene.shop.clusters["target"])[1] == {ALIAS: LIVE}
+    target = scene.shop.clusters["target"]
+    for number, (step, (at, when)) in enumerate(RESTORE_STEPS.items()):
+        runs.killed(RESTORE, TARGET | {"into": f"new-{number % 2}"}, at, when)
+        assert names_and_aliases(target)[1] == {ALIAS: LIVE}, step
     restored = restore_collection(**TARGET, verify="content")
-    assert names_and_aliases(scene.shop.clusters["target"]) == ({LIVE, restored}, {ALIAS: restored})
+    assert names_and_aliases(target) == ({LIVE, restored}, {ALIAS: restored})
     scene.require_sound()
 
 
-@pytest.mark.parametrize(("at", "when", "alias_before"), LATE_STEPS.values(), ids=LATE_STEPS)
-def test_a_restored_collection_outlives_its_killed_run(
-    scene: Scene, runs: Runs, at: str, when: str, alias_before: str | None
-) -> None:
+def test_a_restored_collection_outlives_its_killed_run(scene: Scene, runs: Runs) -> None:
     """Once it was found equal to its proof, a collection is the operator's: no later run drops or replaces it."""
     scene.back_up()
-    runs.killed(RESTORE, TARGET, at, when)
-    (restored,) = names_and_aliases(scene.shop.clusters["target"])[0] - {LIVE}
-    scene.remember("target", restored)
-    assert names_and_aliases(scene.shop.clusters["target"])[1] == {ALIAS: alias_before or restored}
-    with pytest.raises(PreflightError, match=f"{restored} is already a collection"):
-        restore_collection(**TARGET)
+    target = scene.shop.clusters["target"]
+    for into, (at, when) in LATE_STEPS.items():
+        runs.killed(RESTORE, TARGET | {"into": into}, at, when)
+        assert names_and_aliases(target)[1] == {ALIAS: LIVE if into == "kept" else into}
+        scene.remember("target", into)
+        with pytest.raises(PreflightError, match=f"{into} is already a collection"):
+            restore_collection(**TARGET, into=into)
     scene.require_sound()

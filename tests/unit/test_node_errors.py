@@ -418,6 +418,27 @@ def test_a_lost_reply_without_one_new_name_is_an_error(
     assert posts(server) == 1
 
 
+@pytest.mark.parametrize(
+    ("shown", "taken"), [(["", "ab", "a" * 64], "a" * 64), ([""], None), ([None], None), (["b" * 64], "b" * 64)]
+)
+def test_a_checksum_is_awaited_until_all_of_it_is_written(
+    server: Server, node: Node, naps: list[float], shown: list[str | None], taken: str | None
+) -> None:
+    """Before 1.17.1 Qdrant may show an empty or partial one for a moment; it is never taken for the snapshot's."""
+    checksums = list(shown)
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        made: dict[str, object] = {"name": "new", "size": 1, "checksum": None}
+        if request.command == "POST" or len(server.seen) > 3:
+            made["checksum"] = checksums.pop(0) if len(checksums) > 1 else checksums[0]
+        listed = request.command == "GET" and not request.path.startswith("/telemetry")
+        answer(200, json.dumps({"result": [made] if listed else made | {"id": "p"}}))(request)
+
+    server.reply = reply
+    assert snapshots.create_snapshot(node, "docs", ShardId(0)).checksum == taken
+    assert posts(server) == 1
+
+
 def test_a_private_authority_is_read_from_its_file(tmp_path: Path) -> None:
     """A file without certificates is refused when the node is made, not at the first request."""
     empty = tmp_path / "ca.pem"
