@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
+
 from ferry.models import ShardId
 from ferry.qdrant.http import path_of
 from ferry.qdrant.node import Node
@@ -11,6 +13,8 @@ Point = dict[str, Any]
 PointId = int | str
 
 _MOST_IDS = 1000
+_FIRST_PAGE_POINTS = 16  # before anybody knows how large a point is
+_PAGE_BYTES = 2 * 1024 * 1024
 
 
 def count(node: Node, collection: str, shard_id: ShardId | None = None) -> int:
@@ -32,13 +36,18 @@ def scroll_shard(
     with_vectors: bool = True,
     with_payload: bool = True,
 ) -> Iterator[list[Point]]:
-    """All points of this node's replica, ordered by id; batches shrink to what strict mode allows."""
-    limit = min(batch_points, _strict_limit(node, collection, "max_query_limit") or batch_points)
+    """All points of this node's replica, ordered by id, in pages of at most ``batch_points`` and about 2 MiB of JSON.
+
+    Pages also shrink to what strict mode allows. As Python values a page takes several times its JSON.
+    """
+    most = min(batch_points, _strict_limit(node, collection, "max_query_limit") or batch_points)
+    limit = min(most, _FIRST_PAGE_POINTS)
     offset: PointId | None = None
     while True:
         body = {"limit": limit, "offset": offset, "with_vector": with_vectors, "with_payload": with_payload}
         page = node.patient_request("POST", _points(collection, shard_id) + "/scroll", json=body)
         if page["points"]:
+            limit = max(1, min(most, _PAGE_BYTES // len(orjson.dumps(page["points"][-1]))))
             yield page["points"]
         offset = page.get("next_page_offset")
         if offset is None:
