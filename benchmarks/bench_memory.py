@@ -14,7 +14,6 @@ from typing import IO, Any
 from benchmarks.data import Shape
 from benchmarks.figures import Figure, Target
 from benchmarks.stage import Stage
-from ferry.verify.replica import SCROLL_POINTS
 from sandbox.process import SandboxError
 
 TARGET = Target(300, "at most", " MiB")
@@ -59,7 +58,7 @@ def _figures(peaks: dict[str, int], size: int) -> list[Figure]:
 
     walk = max(bytes_ for phase, bytes_ in peaks.items() if phase != "verify") / MIB
     family = "the process and the workers that prove, all together"
-    page = f"pages of {SCROLL_POINTS} points as Python values, which grow with the points"
+    page = "one page of points as JSON and as Python values (ferry/qdrant/points.py bounds it by bytes)"
     return [
         figure("create → upload → prove → restore by upload", walk, f"MiB by step: {phases}", family),
         figure("the verify step after it, every point compared", peaks.get("verify", 0) / MIB, page, family),

@@ -39,9 +39,12 @@ class Load:
         return cores
 
     def per_megabytes(self, megabytes: float) -> str:
-        """Processor seconds of each part for 100 MB: a busy machine changes the clock's answer more than this one."""
+        """Processor seconds of each part for 100 MB, which a busy machine changes less than the clock's, and the bound
+        that they set when all parts share these cores."""
         each = ", ".join(f"{name} {self._used[name] * 100 / megabytes:.2f}" for name in self._parts)
-        return f"processor seconds for 100 MB: {each}"
+        used = sum(self._used[name] for name in self._parts)
+        most = megabytes * (os.cpu_count() or 1) / max(used, 1e-9)
+        return f"processor seconds for 100 MB: {each}; so all cores together carry {most:,.0f} MB/s at most"
 
     def __str__(self) -> str:
         cores = self.cores()

@@ -23,11 +23,11 @@ class Sizes:
     disk_bytes: int
 
 
-# About 50 MB with the pages that storage preallocates, and 1.1 GB with 4 KiB of text each.
+# Archives of about 20 MB, and of 1.1 GB with 4 KiB of text each.
 _SMALL, _LARGE = Shape("bench-small", 6_000), Shape("bench-large", 145_000, text_bytes=4096)
 
 SIZES = {
     "full": Sizes(5, 1, 90_000, 60_000, 30_000, 200_000, (_SMALL, _LARGE), 256 * MIB),
-    "quick": Sizes(2, 1, 12_000, 9_000, 4_500, 40_000, (_SMALL,), 64 * MIB),
-    "tiny": Sizes(1, 0, 1_000, 900, 600, 3_000, (Shape("bench-small", 500),), 4 * MIB),
+    "quick": Sizes(2, 1, 8_000, 6_000, 3_000, 20_000, (_SMALL,), 64 * MIB),
+    "tiny": Sizes(1, 0, 1_000, 900, 600, 1_000, (Shape("bench-small", 500),), 4 * MIB),
 }

@@ -15,11 +15,17 @@ def as_meant(vector: Any) -> Any:
     between two singles (7.038531e-26; about one float in 10⁹) rounding it again may give the other one.
     """
     if isinstance(vector, dict):
-        return {name: as_meant(part) for name, part in vector.items()}
+        return {name: _one(part) for name, part in vector.items()}
+    return _one(vector)
+
+
+def _one(vector: Any) -> Any:
+    if isinstance(vector, dict):  # sparse: its indices are whole numbers, as large as u32, and stay what they are
+        return {**vector, "values": _one(vector["values"])}
     if not isinstance(vector, list) or not vector:
         return vector
     if isinstance(vector[0], list):
-        return [as_meant(row) for row in vector]
+        return [_one(row) for row in vector]
     doubles = np.array(vector, dtype=np.float64)  # None, which stands for what is not finite, becomes NaN
     halfway = np.flatnonzero((doubles.view(np.uint64) & _LOW_BITS) == _HALFWAY)
     if not halfway.size:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 _POLL_SECONDS = 1.0
+AWAY_SECONDS = 120.0  # a node that is restarted or stopped for a minute is waited for
 _FRUITLESS_ATTEMPTS = 5
 _CHECKSUM_LOOKS = 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -263,6 +264,7 @@ def _await_snapshot(
     what = f"{collection} " + ("(collection)" if shard_id is None else f"shard {shard_id}")
     idle_polls = 0
     last_look = False
+    silence = Silence(node)
     while not last_look:
         time.sleep(_POLL_SECONDS)
         last_look = time.monotonic() >= deadline
@@ -271,8 +273,10 @@ def _await_snapshot(
             running = snapshots_running(node, collection)
             new = [found for found in list_snapshots(node, collection, shard_id) if found.name not in known]
             restarted = process_id(node) != started
-        except NodeUnreachableError:
+        except NodeUnreachableError as error:
+            silence.heard(error)
             continue
+        silence.broken()
         if len(new) > 1:
             names = ", ".join(snapshot.name for snapshot in new)
             msg = f"Node {node.label} has several new snapshots of {what}, and the reply naming ours was lost: {names}."
@@ -303,6 +307,26 @@ def _with_whole_checksum(node: Node, collection: str, shard_id: ShardId | None, 
         found = list_snapshots(node, collection, shard_id)
         made = next((snapshot for snapshot in found if snapshot.name == made.name), made)
     return made.model_copy(update={"checksum": None})
+
+
+class Silence:
+    """How long a node has answered nothing while it was doing something for us."""
+
+    def __init__(self, node: Node) -> None:
+        self._label = node.label
+        self._since: float | None = None
+
+    def broken(self) -> None:
+        """It answers."""
+        self._since = None
+
+    def heard(self, error: NodeUnreachableError) -> None:
+        """It does not. Raises SnapshotError when it has not for ``AWAY_SECONDS``: it does not come back by itself."""
+        self._since = self._since or time.monotonic()
+        seconds = time.monotonic() - self._since
+        if seconds >= AWAY_SECONDS:
+            msg = f"Node {self._label} went away over a snapshot and has not answered for {seconds:.0f} s."
+            raise SnapshotError(msg, "See its log (did it run out of memory or disk?), start it, run this again.") from error
 
 
 def process_id(node: Node) -> str:

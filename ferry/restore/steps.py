@@ -177,15 +177,21 @@ def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
     """
     shard, _ = _source(work)
     deadline = time.monotonic() + node.profile.snapshot_timeout_seconds
+    silence = snapshots.Silence(node)
     while time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+        try:
+            restarted = snapshots.process_id(node) != process
+            silence.broken()
+        except NodeUnreachableError as error:
+            silence.heard(error)
+            continue
         try:
             counted = points.count(node, work.plan.target, work.shard_id)
             if counted == shard.proof.points or (counted and shard.proof.points is None):
                 return
-            restarted = snapshots.process_id(node) != process
         except NodeUnreachableError:
-            continue  # it loads the shard, or is away
+            pass  # it loads the shard
         if restarted:
             msg = f"{work.label}: the node was restarted while it recovered the shard."
             raise ReplyLostError(msg)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -133,29 +134,26 @@ class Scene:
             for replica in shard.replicas
         }
 
-    def connections(self, cluster: str = "source") -> Connections:
+    def connections(self, cluster: str = "source", repository: str = "main") -> Connections:
         """Ferry's clients, made anew: a killed run's knowledge is gone too."""
         forget_connections()
-        return connect(cluster, "main")
+        return connect(cluster, repository)
 
-    def back_up(self, delays: Sequence[float] = QUICK_DELAYS, holder: str = "a test", **wishes: Any) -> str:
+    def back_up(self, delays: Sequence[float] = QUICK_DELAYS, **wishes: Any) -> str:
         """A backup by the plain runner, the same steps as the flow; its id."""
-        connections = self.connections()
-        backup_id = new_backup_id(now(), str(np.random.default_rng().integers(1 << 60)))
-        request = BackupRequest(backup_id=backup_id, cluster="source", repository="main", **wishes)
-        run_backup(connections, prepare(connections, request), holder, Job(retry_delays_seconds=delays))
-        return backup_id
+        wishes = {"cluster": "source", "repository": "main", "backup_id": new_backup_id(now(), uuid4().hex)} | wishes
+        connections = self.connections(wishes["cluster"], wishes["repository"])
+        planned = prepare(connections, BackupRequest(**wishes))
+        return run_backup(connections, planned, "a test", Job(retry_delays_seconds=delays)).backup_id
 
     def restore(self, delays: Sequence[float] = QUICK_DELAYS, **wishes: Any) -> str:
         """A restore by the plain runner; the name of the new collection."""
-        connections = self.connections("target")
-        request = RestoreRequest(
-            restore_id=new_backup_id(now(), str(np.random.default_rng().integers(1 << 60))),
-            cluster="target",
-            repository="main",
-            **({"source_cluster": "source", "collection": COLLECTION, "verify": "content"} | wishes),
-        )
-        return run_restore(connections, request, "a test", Job(retry_delays_seconds=delays)).plan.target
+        usual = {"cluster": "target", "repository": "main", "source_cluster": "source", "collection": COLLECTION}
+        wishes = usual | {"verify": "content", "restore_id": new_backup_id(now(), uuid4().hex)} | wishes
+        connections = self.connections(wishes["cluster"], wishes["repository"])
+        return run_restore(
+            connections, RestoreRequest(**wishes), "a test", Job(retry_delays_seconds=delays)
+        ).plan.target
 
     def complete(self) -> list[str]:
         """Ids of the backups that are listed as complete."""

@@ -79,8 +79,8 @@ def test_a_store_that_is_gone_for_good_fails_the_run_clearly(scene: Scene, store
 @pytest.mark.parametrize(
     ("profile", "reason"),
     [
-        ({"secret_key": "wrong"}, "the secret key does not go with the access key"),
-        ({"access_key": "nobody"}, "the store does not know this access key"),
+        ({"secret_key": "wrong"}, "the keys are wrong or have no right to do that"),
+        ({"access_key": "nobody"}, "the keys are wrong or have no right to do that"),
         ({"bucket": "missing-bucket"}, "there is no such bucket"),
     ],
     ids=["wrong secret", "unknown key", "missing bucket"],

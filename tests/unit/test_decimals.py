@@ -36,3 +36,13 @@ def test_other_shapes_pass_through() -> None:
     """Named, sparse, multi and missing vectors keep their shape; null stays null."""
     vectors = {"a": [1.0, None], "s": {"indices": [1], "values": [0.5]}, "m": [[1.0], [2.0]], "none": None}
     assert as_meant(vectors) == vectors
+
+
+def test_the_indices_of_sparse_vectors_stay_whole_numbers() -> None:
+    """An index that lies halfway between two singles is no float: 2^25 + 2 and its like are left as they are."""
+    large = [2**25 + 2, 2**31 + 2**7, 2**32 - 2**7]
+    vectors = {"s": {"indices": large, "values": [7.038531e-26, 1.0, 2.0]}, "indices": [1.0], "values": [2.0]}
+    meant = as_meant(vectors)
+    assert meant["s"]["indices"] == large
+    assert all(type(index) is int for index in meant["s"]["indices"])
+    assert meant["s"]["values"] == as_meant(vectors["s"]["values"])
