@@ -84,9 +84,10 @@ def _proofs() -> threading.BoundedSemaphore:
 class StoredArchives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
-    def __init__(self) -> None:
+    def __init__(self, without_shards: list[str]) -> None:
         self.futures: list[PrefectFuture[Any]] = []
         self.proofs: dict[str, list[PrefectFuture[tuple[steps.StoredArchive, ArchiveRecord]]]] = {}
+        self.proofs |= {name: [] for name in without_shards}
 
     def proven(self) -> dict[str, list[tuple[steps.StoredArchive, ArchiveRecord]]]:
         """The collections of which every archive is proven; one that lacks an archive is left out whole."""
@@ -105,7 +106,7 @@ def store_archives(planned: BackupPlan) -> StoredArchives:
     """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
     outstanding = commit.outstanding(_connections(planned), planned)
     lanes = steps.lanes_of_work(outstanding, load_settings().worker.parallel_nodes)
-    stored = StoredArchives()
+    stored = StoredArchives(planned.without_shards)
     tails: dict[int, list[Any]] = {}
     with stop_with_the_flow(stored.futures):
         for row in zip_longest(*lanes):

@@ -32,8 +32,8 @@ def build_manifest(plan: BackupPlan, collection: str, archives: list[ArchiveReco
     if missing:
         msg = f"{collection}: no archive of shards {sorted(missing)}; the backup of this collection does not count."
         raise RepositoryError(msg, "Run the backup again.")
-    started = min(archive.started_at for archive in archives)
-    finished = max(archive.finished_at for archive in archives)
+    started = min((archive.started_at for archive in archives), default=plan.layout.taken_at)
+    finished = max((archive.finished_at for archive in archives), default=plan.layout.taken_at)
     return CollectionManifest(
         backup_id=plan.backup_id,
         cluster=plan.cluster,

@@ -10,6 +10,10 @@ from ferry.qdrant.resources import Need, read_headroom, require_headroom
 from ferry.qdrant.rights import SNAPSHOTS, require_right
 from ferry.verify.spool import require_spool
 
+# Qdrant puts the name into the snapshot's file name, and the file system allows 255 bytes: shard snapshots fail with a
+# 500 at 210 bytes and collection snapshots at 200 (1.16.3, tried).
+LONGEST_NAME_BYTES = {"shard": 205, "node": 195}
+
 
 def measure(connections: Connections, layout: ClusterLayout) -> Measured:
     """Exact points and estimated bytes of every replica, each asked from its own node.
@@ -35,9 +39,10 @@ def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
 
     A node needs room for the largest snapshot of its lane, since each is deleted before the next one is made.
     """
-    if not plan.archives:
+    if not plan.layout.collections:
         msg = f"Cluster {plan.cluster} has no collection to back up."
         raise PreflightError(msg, "Create one, or correct the patterns.")
+    _require_short_names(plan)
     cluster = connections.cluster
     require_right(cluster, SNAPSHOTS)
     findings = cluster.require_quiet(plan.layout)
@@ -47,6 +52,15 @@ def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
     }
     headrooms = read_headroom(cluster, plan.layout)
     findings += require_headroom(headrooms, needs, cluster.profile.headroom.when_unknown)
-    largest = max(archive.estimated_bytes for archive in plan.archives)
+    largest = max((archive.estimated_bytes for archive in plan.archives), default=0)
     require_spool(connections.worker, largest, connections.worker.parallel_proofs)
     return plan.model_copy(update={"findings": plan.findings + tuple(findings)})
+
+
+def _require_short_names(plan: BackupPlan) -> None:
+    limit = LONGEST_NAME_BYTES[plan.kind]
+    for collection in plan.layout.collections:
+        size = len(collection.name.encode())
+        if size > limit:
+            msg = f"The name of {collection.name} has {size} bytes; {plan.kind} snapshots fail above {limit} in Qdrant."
+            raise PreflightError(msg, "Leave it out (parameter `exclude`), or move its points to a shorter name.")

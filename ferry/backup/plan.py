@@ -71,6 +71,11 @@ class BackupPlan(Value):
         """Estimated bytes of all archives together."""
         return sum(archive.estimated_bytes for archive in self.archives)
 
+    @property
+    def without_shards(self) -> list[str]:
+        """Collections that have a schema and nothing else yet; they get a manifest without archives."""
+        return [collection.name for collection in self.layout.collections if not collection.shards]
+
     def lanes(self) -> dict[PeerId, list[PlannedArchive]]:
         """The archives of each node in order; a node makes one snapshot at a time."""
         lanes: dict[PeerId, list[PlannedArchive]] = defaultdict(list)
@@ -109,7 +114,7 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout, measured: Measure
     """
     findings: list[Finding] = []
     for collection in layout.collections:
-        findings += _divergence(collection, measured)
+        findings += _divergence(collection, measured) if collection.shards else [_no_shards(collection)]
     choose = _shard_archives if request.kind == "shard" else _node_archives
     return BackupPlan(
         backup_id=request.backup_id,
@@ -184,6 +189,14 @@ def _sizes(collection: CollectionLayout, shard: ShardLayout, measured: Measured)
     return {
         replica.peer_id: told.get(replica.peer_id, 0) * SIZE_FACTOR + SIZE_FLOOR_BYTES for replica in shard.replicas
     }
+
+
+def _no_shards(collection: CollectionLayout) -> Finding:
+    return Finding(
+        severity="warning",
+        subject=f"{collection.name}/shards",
+        message=f"{collection.name} has no shards, like one sharded by keys before its first: its schema is all there is.",
+    )
 
 
 def _divergence(collection: CollectionLayout, measured: Measured) -> list[Finding]:

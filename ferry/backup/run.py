@@ -17,9 +17,12 @@ Proven = tuple[steps.StoredArchive, ArchiveRecord]
 class StoredArchives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
-    def __init__(self, works: list[steps.Work], uploads: list[Future[Future[Proven]]]) -> None:
+    def __init__(
+        self, works: list[steps.Work], uploads: list[Future[Future[Proven]]], without_shards: list[str]
+    ) -> None:
         self._uploads = uploads
         self._proofs: dict[str, list[Future[Proven] | None]] = defaultdict(list)
+        self._proofs |= {name: [] for name in without_shards}
         for work, upload in zip(works, uploads, strict=True):
             self._proofs[work.archive.collection].append(None if upload.exception() else upload.result())
 
@@ -77,7 +80,7 @@ def store_archives(connections: Connections, planned: BackupPlan, job: Job) -> S
             return pool.submit(_prove, connections, job, work, stored)
 
         uploads = job.run(lanes, store)
-    return StoredArchives([work for lane in lanes for work in lane], uploads)
+    return StoredArchives([work for lane in lanes for work in lane], uploads, planned.without_shards)
 
 
 def _prove(connections: Connections, job: Job, work: steps.Work, stored: steps.StoredArchive) -> Proven:

@@ -326,7 +326,8 @@ class Silence:
         seconds = time.monotonic() - self._since
         if seconds >= AWAY_SECONDS:
             msg = f"Node {self._label} went away over a snapshot and has not answered for {seconds:.0f} s."
-            raise SnapshotError(msg, "See its log (did it run out of memory or disk?), start it, run this again.") from error
+            remedy = "See its log (did it run out of memory or disk?), start it, then run this again."
+            raise SnapshotError(msg, remedy) from error
 
 
 def process_id(node: Node) -> str:

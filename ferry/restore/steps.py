@@ -81,8 +81,9 @@ def create_target(connections: Connections, plan: RestorePlan) -> list[ReplicaWo
     first.require_identity()
     if journal.find("collection", target):  # an earlier attempt of this step got somewhere
         drop(connections, target, plan.request.restore_id)
-    journal.note("collection", target, {"collection": target})
+    entry = journal.note("collection", target, {"collection": target})
     first.create_collection(target, plan.creation_body)
+    journal.update(entry, created=True)
     if plan.patch_body:
         first.patch_collection(target, plan.patch_body)
     for field, schema in plan.payload_indexes:
@@ -302,31 +303,37 @@ def discard_target(connections: Connections, plan: RestorePlan) -> None:
         if entry is None:
             return
         if not plan.request.keep_on_failure:
-            drop(connections, plan.target, plan.request.restore_id)
+            drop(connections, plan.target, plan.request.restore_id, created=entry.detail.get("created", False))
         journal.settle(entry)
     except FerryError as error:
         log.warning("%s is left for the next restore to drop: %s", plan.target, error.message)
 
 
-def drop(connections: Connections, collection: str, restore_id: BackupId) -> None:
+def drop(connections: Connections, collection: str, restore_id: BackupId, *, created: bool = False) -> None:
     """Delete a collection that bears the mark of that restore, by the first node that can; one that is gone is fine.
 
-    Without the mark it is not, or no longer, the restore's: then it is left alone. Raises what the last node said.
+    Without the mark it is not, or no longer, the restore's: then it is left alone. A shard that failed late makes the
+    mark unreadable (500); only the run that has ``created`` the collection itself may go on then. Raises what the last
+    node said.
     """
     *others, last = connections.cluster.nodes
     for node in others:
         try:
-            return _drop_marked(node, collection, restore_id)
+            return _drop_marked(node, collection, restore_id, created)
         except FerryError as error:
             log.warning("%s was not dropped by %s: %s", collection, node.label, error.message)
-    return _drop_marked(last, collection, restore_id)
+    return _drop_marked(last, collection, restore_id, created)
 
 
-def _drop_marked(node: Node, collection: str, restore_id: BackupId) -> None:
+def _drop_marked(node: Node, collection: str, restore_id: BackupId, created: bool) -> None:
     try:
         mark = restore_mark(node.collection(collection)["config"])
     except NotFoundError:
         return
+    except NodeUnreachableError:
+        if not created:
+            raise
+        mark = restore_id
     if mark == restore_id:
         node.delete_collection(collection)
     else:

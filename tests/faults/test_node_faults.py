@@ -3,10 +3,13 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ferry.errors import FerryError, NodeUnreachableError
+from ferry.qdrant import snapshots
+from ferry.qdrant.http import ReplyLostError, Transport
 from flows.back_up_cluster import back_up_cluster
 from sandbox.fault_proxy import FaultProxy
 from sandbox.qdrant import QdrantCluster, QdrantNode
@@ -129,6 +132,30 @@ def test_a_node_that_is_killed_while_it_makes_a_snapshot_leaves_none(source: Sce
     source.configure()
     source.settled("source")
     back_up_cluster(**SOURCE)
+    source.require_sound()
+
+
+def test_a_node_that_dies_over_a_snapshot_is_not_waited_for_for_hours(
+    source: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that does not come back fails the run by name long before the time limit of a snapshot."""
+    node = holder_of(source)
+    asked = Transport.request
+
+    def fatal(self: Transport, method: str, path: str, **named: Any) -> Any:
+        if method == "POST" and path.endswith("/snapshots") and self.url == node.url:
+            node.kill()
+            raise ReplyLostError("the node closed the connection")
+        return asked(self, method, path, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "AWAY_SECONDS", 2.0)
+        patch.setattr(Transport, "request", fatal)
+        with pytest.raises(FerryError, match=f"{node.url.removeprefix('http://')} went away over a snapshot"):
+            source.back_up(delays=())
+    node.restart()
+    source.settled("source")
+    source.back_up()
     source.require_sound()
 
 

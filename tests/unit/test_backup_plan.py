@@ -1,12 +1,15 @@
 """Which replica of each shard a backup reads."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ferry.backup.commit import build_manifest
 from ferry.backup.plan import BackupRequest, Measured, plan_backup
 from ferry.backup.steps import lanes_of_work
+from ferry.errors import RepositoryError
 from ferry.models import BackupId, ClusterLayout, PeerId, ShardId, SnapshotKind
-from tests.unit.builders import BACKUP_ID, collection, layout, node, shard
+from tests.unit.builders import BACKUP_ID, archive, collection, layout, node, shard
 
 NODES = [node(1), node(2), node(3)]
 
@@ -50,6 +53,22 @@ def test_a_node_backup_takes_everything_from_every_node_that_holds_something() -
     plan = plan_backup(request("node"), cluster, measured(cluster))
     assert [(archive.node.peer_id, len(archive.shards)) for archive in plan.archives] == [(1, 2), (2, 2)]
     assert all(archive.shard_id is None for archive in plan.archives)
+
+
+def test_a_collection_without_shards_is_backed_up_as_its_schema_and_said_so() -> None:
+    """Sharded by keys before its first key, a collection never drops out of the backup without a word."""
+    cluster = layout(NODES, [collection("docs", [shard(0, [1])]), collection("keyed", [], sharding_method="custom")])
+    plan = plan_backup(request(), cluster, measured(cluster))
+    assert plan.without_shards == ["keyed"]
+    assert [finding.subject for finding in plan.findings] == ["keyed/shards"]
+    assert build_manifest(plan, "keyed", []).archives == ()
+
+
+def test_a_collection_that_lacks_an_archive_has_no_manifest() -> None:
+    """A shard that is missing is a failed backup, never a smaller one."""
+    cluster = layout(NODES, [collection("docs", [shard(0, [1]), shard(1, [1])])])
+    with pytest.raises(RepositoryError, match=r"no archive of shards \[1\]"):
+        build_manifest(plan_backup(request(), cluster, measured(cluster)), "docs", [archive(0)])
 
 
 @given(
