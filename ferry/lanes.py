@@ -96,7 +96,11 @@ def _drive(lane: list[tuple[W, Future[R]]], work: Callable[[W], R]) -> None:
 
 def raise_failures(futures: Sequence[Future[Any]], what: str) -> None:
     """Raise the error of the one step that failed, or one error that lists them all."""
-    errors = [error for future in futures if (error := future.exception()) is not None]
+    raise_errors([error for future in futures if (error := future.exception()) is not None], what)
+
+
+def raise_errors(errors: Sequence[BaseException], what: str) -> None:
+    """Raise the one error there is, or one that lists them all; nothing where there is none."""
     if len(errors) == 1:
         raise errors[0]
     if errors:

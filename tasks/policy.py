@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ferry.errors import FerryError, StoppedError
-from ferry.lanes import RETRY_DELAYS_SECONDS
+from ferry.lanes import RETRY_DELAYS_SECONDS, raise_errors
 from ferry.models import Progress
 
 P = ParamSpec("P")
@@ -80,13 +80,7 @@ def stop_with_the_flow(futures: list[PrefectFuture[Any]]) -> Iterator[None]:
 
 def raise_failures(futures: Iterable[PrefectFuture[Any]], what: str) -> None:
     """Raise the error of the one future that failed, or one error that lists them all."""
-    errors = [error for future in futures if isinstance(error := failure(future), BaseException)]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        lines = "\n".join(f"- {error}" for error in errors)
-        msg = f"{len(errors)} steps of {what} failed:\n{lines}"
-        raise FerryError(msg, getattr(errors[0], "remedy", None))
+    raise_errors([error for future in futures if (error := failure(future)) is not None], what)
 
 
 def failure(future: PrefectFuture[Any]) -> BaseException | None:

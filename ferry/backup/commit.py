@@ -7,7 +7,7 @@ from importlib.metadata import version
 from ferry import __version__
 from ferry.backup.plan import BackupPlan
 from ferry.connections import Connections
-from ferry.errors import ConflictError, RepositoryError
+from ferry.errors import ConflictError, LeaseHeldError, RepositoryError
 from ferry.models import now
 from ferry.repository.lease import Lease
 from ferry.repository.manifest import (
@@ -54,7 +54,11 @@ def build_manifest(plan: BackupPlan, collection: str, archives: list[ArchiveReco
 def commit_collection(
     connections: Connections, plan: BackupPlan, manifest: CollectionManifest, lease: Lease
 ) -> CollectionEntry:
-    """Write the manifest: from here on this collection's backup counts. Refused when the lease was lost meanwhile."""
+    """Write the manifest: from here on this collection's backup counts. Refused when the lease was lost meanwhile.
+
+    A run may be frozen between asking for its lease and writing, so it asks once more afterwards: whoever has taken the
+    lease may have taken this run's archives away, and then the manifest goes too.
+    """
     lease.confirm()
     try:
         connections.catalog.write_manifest(manifest)
@@ -63,11 +67,25 @@ def commit_collection(
         if held.archives != manifest.archives:
             raise
         manifest = held
+    try:
+        lease.confirm()
+    except (LeaseHeldError, ConflictError):
+        _withdraw_if_hollow(connections, manifest)
+        raise
     journal = connections.journal(plan.backup_id)
     for entry in journal.entries():
         if entry.kind == "archive" and entry.detail["collection"] == manifest.collection:
             journal.settle(entry)
     return _entry(manifest)
+
+
+def _withdraw_if_hollow(connections: Connections, manifest: CollectionManifest) -> None:
+    """Delete a manifest of which an archive is gone, and the archives that are not."""
+    keys, store = connections.keys, connections.store
+    folder = keys.collection_prefix(manifest.cluster, manifest.backup_id, manifest.collection)
+    archives = [folder + archive.key for archive in manifest.archives]
+    if any(store.head(key) is None for key in archives):
+        store.delete([keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection), *archives])
 
 
 def outstanding(connections: Connections, plan: BackupPlan) -> BackupPlan:

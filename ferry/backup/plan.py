@@ -195,7 +195,7 @@ def _no_shards(collection: CollectionLayout) -> Finding:
     return Finding(
         severity="warning",
         subject=f"{collection.name}/shards",
-        message=f"{collection.name} has no shards, like one sharded by keys before its first: its schema is all there is.",
+        message=f"{collection.name} has no shards, like one sharded by keys before its first; its schema is all.",
     )
 
 

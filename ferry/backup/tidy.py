@@ -102,8 +102,15 @@ def _long_ago(connections: Connections, entry: Entry) -> bool:
 
 
 def _tidy_archive(connections: Connections, entry: Entry) -> None:
-    key = entry.detail["key"]
+    """Delete an archive that no manifest counts.
+
+    A run that was taken for dead and was only frozen may write its manifest meanwhile. Written before the second look
+    it goes with the archive; written after it, that run finds its archive missing and takes it back itself.
+    """
+    store, key = connections.store, entry.detail["key"]
     manifest = connections.keys.manifest(connections.cluster.name, entry.run_id, entry.detail["collection"])
-    if connections.store.head(manifest) is None:
-        connections.store.abort_uploads(key)
-        connections.store.delete([key])
+    if store.head(manifest) is None:
+        store.abort_uploads(key)
+        store.delete([key])
+        if store.head(manifest) is not None:
+            store.delete([manifest])

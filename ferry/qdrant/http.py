@@ -56,6 +56,10 @@ class ReplyLostError(NodeUnreachableError):
     """The request was sent and no answer of Qdrant's came back: the node may have done it, or still be doing it."""
 
 
+class NoSpaceError(NodeRefusedError):
+    """The node's disk or memory does not suffice; asking in another way does not help."""
+
+
 class NotFoundError(NodeRefusedError):
     """A 404: the collection, shard or snapshot that the request names is not on the node."""
 
@@ -193,7 +197,7 @@ class Transport:
         said = redact(said, self._key)[:_ERROR_CHARACTERS]
         msg = f"Node {self.label} answered {method} {path} with {status}: {said}"
         if status == httpx.codes.INSUFFICIENT_STORAGE or any(words in said.lower() for words in _NO_SPACE):
-            return NodeRefusedError(msg, f"Free disk or memory on {self.label}, then run it again.")
+            return NoSpaceError(msg, f"Free disk or memory on {self.label}, then run it again.")
         if status == httpx.codes.TOO_MANY_REQUESTS:
             return _too_busy(msg, response.headers.get("retry-after"))
         if response.is_server_error:

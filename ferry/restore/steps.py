@@ -19,7 +19,7 @@ from ferry.errors import (
 )
 from ferry.models import BackupId, CollectionLayout, Finding, NodeInfo, PeerId, Progress, ShardId, Value, no_progress
 from ferry.qdrant import points, snapshots
-from ferry.qdrant.http import NotFoundError, ReplyLostError
+from ferry.qdrant.http import NoSpaceError, NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
 from ferry.qdrant.schema import restore_mark, schema_differences, unmark_restore
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
@@ -144,6 +144,8 @@ def recover_replica(connections: Connections, work: ReplicaWork, progress: Progr
             path = "url"
         except ReplyLostError:
             raise  # the node was restarted meanwhile: to be tried again
+        except NoSpaceError:
+            raise
         except (NodeRefusedError, NodeUnreachableError) as error:
             # A node that cannot reach the bucket says 500, "error sending request for url" (seen on 1.16.3).
             log.warning("%s: by address failed, uploading instead: %s", work.label, error.message)
