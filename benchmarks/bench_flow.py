@@ -24,6 +24,7 @@ def measure(stage: Stage, points: int, rounds: int) -> list[Figure]:
     watch = stage.load_watch()
     with PrefectServer(stage.folder / "prefect") as server, watch:
         told = _run(stage, server, collection, rounds)
+        server.process.stop(grace_seconds=0)  # its runs are thrown away with the folder
     stage.drop(collection)
     flow, plain = told["flow"], told["plain"]
     values = tuple(mine - other for mine, other in zip(flow, plain, strict=True))

@@ -28,6 +28,6 @@ _SMALL, _LARGE = Shape("bench-small", 6_000), Shape("bench-large", 145_000, text
 
 SIZES = {
     "full": Sizes(5, 1, 90_000, 60_000, 30_000, 200_000, (_SMALL, _LARGE), 256 * MIB),
-    "quick": Sizes(2, 1, 8_000, 6_000, 3_000, 20_000, (_SMALL,), 64 * MIB),
+    "quick": Sizes(1, 1, 8_000, 6_000, 3_000, 20_000, (_SMALL,), 64 * MIB),
     "tiny": Sizes(1, 0, 1_000, 900, 600, 1_000, (Shape("bench-small", 500),), 4 * MIB),
 }

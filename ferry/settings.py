@@ -121,7 +121,9 @@ class RepositoryProfile(Profile):
     )
     ca_file: Path | None = Field(default=None, description="Certificate authority of the store, when it is private.")
     part_bytes: int = Field(default=16 * MIB, ge=5 * MIB, le=512 * MIB, description="Bytes of one multipart part.")
-    parts_in_flight: int = Field(default=4, ge=1, le=32, description="Parts uploaded at a time for one archive.")
+    parts_in_flight: int = Field(
+        default=4, ge=1, le=32, description="Parts of one archive in memory: one is filled, the others are sent."
+    )
     read_timeout_seconds: float = Field(
         default=60.0, gt=0, description="Without an answer for so long a request to the store is sent again."
     )

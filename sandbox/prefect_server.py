@@ -58,6 +58,8 @@ class PrefectServer:
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "ferry",
             "PREFECT_LOGGING_ROOT_LEVEL": "INFO",
+            # A line from a thread of ours that belongs to no run, such as the lease's, is not worth a warning.
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         }
 
     def start(self, timeout_seconds: float = 120) -> Self:

@@ -113,8 +113,9 @@ def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
 def _made_earlier(node: Node, entry: Entry) -> snapshots.Snapshot | None:
     """The snapshot that an earlier attempt of this step has made, so that a retry never makes a second one."""
     name = entry.detail.get("name") or made_after(node, entry)
-    found = snapshots.list_snapshots(node, entry.detail["collection"], entry.detail["shard_id"])
-    return next((snapshot for snapshot in found if snapshot.name == name), None)
+    collection, shard_id = entry.detail["collection"], entry.detail["shard_id"]
+    found = [made for made in snapshots.list_snapshots(node, collection, shard_id) if made.name == name]
+    return snapshots.with_whole_checksum(node, collection, shard_id, found[0]) if found else None
 
 
 def made_after(node: Node, entry: Entry) -> str | None:

@@ -63,7 +63,7 @@ def create_snapshot(node: Node, collection: str, shard_id: ShardId | None) -> Sn
         made = _await_snapshot(node, collection, shard_id, known=known, started=started, deadline=deadline)
     else:
         made = _snapshot(reply)
-    return _with_whole_checksum(node, collection, shard_id, made)
+    return with_whole_checksum(node, collection, shard_id, made)
 
 
 def delete_snapshot(node: Node, collection: str, shard_id: ShardId | None, name: str) -> None:
@@ -293,7 +293,7 @@ def _await_snapshot(
     raise SnapshotError(msg, "It may still appear on the node; raise snapshot_timeout_seconds if its disk is slow.")
 
 
-def _with_whole_checksum(node: Node, collection: str, shard_id: ShardId | None, made: Snapshot) -> Snapshot:
+def with_whole_checksum(node: Node, collection: str, shard_id: ShardId | None, made: Snapshot) -> Snapshot:
     """The snapshot with its checksum, once Qdrant has written all of it.
 
     Before 1.17.1 Qdrant may read the checksum's file before it has been written, and then shows an empty one, or a part

@@ -36,6 +36,7 @@ class ProbeResult(Value):
     ok: bool
     detail: str
     remedy: str | None = None
+    passing: bool = False  # it failed for a reason that may pass, such as a busy store
 
 
 class _Failed(Exception):  # noqa: N818 - it never leaves this module
@@ -61,9 +62,15 @@ def probe(store: Store) -> list[ProbeResult]:
 
 
 def require_conforming(store: Store) -> None:
-    """Raise StoreRefusedError when a bucket fails a trial: before the first backup goes there, not after."""
+    """Raise StoreRefusedError when a bucket fails a trial: before the first backup goes there, not after.
+
+    Raises StoreUnavailableError when the store was busy or away meanwhile, which says nothing about what it can do.
+    """
     if failed := [result for result in probe(store) if not result.ok]:
         told = "; ".join(f"{result.name}: {result.detail}" for result in failed)
+        if any(result.passing for result in failed):
+            msg = f"Bucket {store.bucket} could not be tried before its first backup. {told}"
+            raise StoreUnavailableError(msg, "Nothing was changed. When the store answers again, run it again.")
         msg = f"Bucket {store.bucket} is not fit for backups. {told}"
         raise StoreRefusedError(msg, failed[0].remedy)
 
@@ -74,7 +81,7 @@ def _run(trial: Callable[[], str], name: str) -> ProbeResult:
     except _Failed as failed:
         return ProbeResult(name=name, ok=False, detail=failed.detail, remedy=failed.remedy)
     except FerryError as error:
-        return ProbeResult(name=name, ok=False, detail=error.message, remedy=error.remedy)
+        return ProbeResult(name=name, ok=False, detail=error.message, remedy=error.remedy, passing=error.transient)
 
 
 class _Trials:

@@ -33,6 +33,7 @@ PLACED_SECONDS = 60.0
 # A node may answer from another one that is behind, for seconds after a change (seen on 1.16.3).
 SCHEMA_SECONDS = 15.0
 POLL_SECONDS = 0.5
+LATE_SECONDS = 3.0  # consensus makes a collection within a second, or refuses
 
 
 class ReplicaWork(Value):
@@ -305,10 +306,20 @@ def discard_target(connections: Connections, plan: RestorePlan) -> None:
         if entry is None:
             return
         if not plan.request.keep_on_failure:
-            drop(connections, plan.target, plan.request.restore_id, created=entry.detail.get("created", False))
+            created = entry.detail.get("created", False)
+            if not created:
+                _await_late(connections, plan.target)
+            drop(connections, plan.target, plan.request.restore_id, created=created)
         journal.settle(entry)
     except FerryError as error:
         log.warning("%s is left for the next restore to drop: %s", plan.target, error.message)
+
+
+def _await_late(connections: Connections, collection: str) -> None:
+    """Wait for a collection that may still be on its way: a cancel interrupts us, and not the cluster's consensus."""
+    deadline = time.monotonic() + LATE_SECONDS
+    while time.monotonic() < deadline and not any(node.exists(collection) for node in connections.cluster.nodes):
+        time.sleep(POLL_SECONDS)
 
 
 def drop(connections: Connections, collection: str, restore_id: BackupId, *, created: bool = False) -> None:

@@ -10,15 +10,16 @@ from ferry.errors import LeaseHeldError
 from flows.back_up_cluster import back_up_cluster
 from sandbox.fault_proxy import FaultProxy
 from tests.faults.conftest import BACK_UP, SOURCE, Runs
-from tests.faults.scene import Scene, soon
+from tests.faults.scene import Scene, fill, soon
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_the_second_backup_says_who_holds_the_cluster(scene: Scene, runs: Runs) -> None:
     """Of two backups at once the later ends at once with the holder's run, process and host; the first one counts."""
+    fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
     with FaultProxy(scene.shop.s3.host_port) as proxy:
-        proxy.slow(100_000)
+        proxy.slow(4_000_000)
         scene.configure(repository={"endpoint_url": proxy.url, "lease_seconds": 4})
         pid = runs.start(BACK_UP, SOURCE)
         soon(lambda: scene.shop.objects("leases/"))
