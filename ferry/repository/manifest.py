@@ -102,8 +102,10 @@ class CollectionManifest(Document):
     payload_schema: dict[str, Any]
     layout: tuple[ShardLayout, ...]
     archives: tuple[ArchiveRecord, ...]
-    skew_seconds: float = Field(description="From the first snapshot's start to the last one's end: Qdrant has no "
-                                "cluster-wide point in time, so writes in between may be in one shard and not another.")
+    skew_seconds: float = Field(
+        description="From the first snapshot's start to the last one's end: Qdrant has no "
+        "cluster-wide point in time, so writes in between may be in one shard and not another."
+    )
     findings: tuple[Finding, ...] = ()
     created_at: datetime
     ferry_version: str
