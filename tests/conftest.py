@@ -1,5 +1,6 @@
 """Real servers that all layers above the unit tests share, started once for the whole run and only when asked for."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,18 @@ from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
 from tests.workshop import Workshop
 
+LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick layers first: what is wrong in them is wrong in the others, too."""
+    items.sort(key=lambda item: LAYERS.index(item.path.relative_to(Path(__file__).parent).parts[0]))
+
 
 @pytest.fixture(autouse=True)
 def no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the settings of whoever runs it, nor those of the test before."""
+    """No test sees the settings of whoever runs it, nor those of the test before, nor Prefect's hold on our logger."""
+    monkeypatch.setattr(logging.getLogger("ferry"), "propagate", True)
     for name in [name for name in os.environ if name.startswith("FERRY_") and name != "FERRY_QDRANT_BINARY"]:
         monkeypatch.delenv(name)
     forget_connections()
