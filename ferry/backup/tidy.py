@@ -85,9 +85,13 @@ def _tidy_snapshot(connections: Connections, entry: Entry, made: frozenset[_Plac
     node = connections.cluster.node(PeerId(detail["peer_id"]))
     node.require_identity()
     try:
-        name = detail.get("name") or made_after(node, entry)
+        name = made_after(node, entry) if detail.get("name") is None else detail["name"]
+        node.collection(collection)
     except NotFoundError:
-        return  # the collection is gone, and its snapshots with it
+        # Deleting a collection leaves its snapshots on the disk, out of reach of any request (seen on 1.16.3).
+        what = f"{collection}/shards/{shard_id}" if shard_id is not None else collection
+        log.warning("%s is gone from %s: look for a snapshot in its folder snapshots/%s", collection, node.label, what)
+        return
     never_asked = (collection, shard_id, detail["peer_id"]) in made
     if name is None and not never_asked and not node_restarted(node, entry) and not _long_ago(connections, entry):
         msg = f"the snapshot of {collection} that {node.label} was asked for has not appeared yet."

@@ -155,6 +155,10 @@ class Scene:
             connections, RestoreRequest(**wishes), "a test", Job(retry_delays_seconds=delays)
         ).plan.target
 
+    def mark_repository(self) -> None:
+        """As the first backup does after it has tried the bucket out with uploads of its own."""
+        self.connections().catalog.ensure_repository()
+
     def complete(self) -> list[str]:
         """Ids of the backups that are listed as complete."""
         return [found.backup_id for found in self.connections().catalog.backups("source") if found.complete]

@@ -77,7 +77,7 @@ def minute(
             folder = tmp_path / f"{tmp_path.name}-{name}"  # its name is the prefix in the bucket
             folder.mkdir()
             shop = Workshop(folder, monkeypatch, shared_s3, {"source": cluster})
-            fill(cluster, "large", 3000, size=1024, shards=1, replicas=1)
+            fill(cluster, "large", 1800, size=1024, shards=1, replicas=1)
             scenes.append(Scene(shop))
         frozen, stalled = scenes
         with proxies[0] as node, proxies[1] as store:
@@ -85,10 +85,12 @@ def minute(
             frozen.remember("source", "large")
             delays = {"delays": [2.0, 10.0, 30.0, 60.0]}
             began = time.monotonic()
-            node.after(6_000_000, together(fragile.nodes[0].freeze, later(MINUTE, fragile.nodes[0].thaw)))
+            node.after(2_000_000, together(fragile.nodes[0].freeze, later(MINUTE, fragile.nodes[0].thaw)))
             first = runs.start(BACK_UP, SOURCE, **delays)
+            stalled.shop.configure()
+            stalled.mark_repository()
             stalled.shop.configure(repository={"endpoint_url": store.url, "part_bytes": 5 << 20, "lease_seconds": 60})
-            store.after(6_000_000, together(store.stall, later(MINUTE, store.clear)))
+            store.after(3_000_000, together(store.stall, later(MINUTE, store.clear)))
             second = runs.start(BACK_UP, SOURCE, **delays)
             client = Client(three_nodes.urls[0], "large")
             client.start()

@@ -46,7 +46,7 @@ def test_the_next_backup_tidies_after_a_killed_one(scene: Scene, runs: Runs) -> 
 
 def test_a_backup_killed_in_mid_upload_leaves_no_parts(scene: Scene, runs: Runs) -> None:
     """Half of a multipart upload is aborted by the next run, and the snapshot that it came from is deleted."""
-    fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
+    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
     scene.remember("source", "large")
     scene.configure(repository={"part_bytes": 5 << 20})
     runs.killed(BACK_UP, SOURCE, "ferry.repository.upload:ArchiveUpload._send_part", nth=2)

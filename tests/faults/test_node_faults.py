@@ -40,7 +40,7 @@ def source(
     """The fragile cluster as source, with a collection of several parts whose only replica is on one node."""
     with Workshop(tmp_path, monkeypatch, shared_s3, {"source": fragile, "target": two_nodes}) as shop:
         scene = furnished(shop)
-        fill(fragile, LARGE, 3000, size=1024, shards=1, replicas=1)
+        fill(fragile, LARGE, 1800, size=1024, shards=1, replicas=1)
         scene.remember("source", LARGE)
         yield scene
 
@@ -85,7 +85,7 @@ def test_a_node_that_is_killed_and_comes_back_during_download_is_waited_for(sour
     node = holder_of(source)
     with in_front_of(node) as proxy:
         through(source, node, proxy)
-        proxy.after(6_000_000, together(node.kill, later(1.0, node.restart)))
+        proxy.after(2_000_000, together(node.kill, later(1.0, node.restart)))
         backup = back_up_cluster(**SOURCE)
     assert source.complete() == [backup]
     source.configure()
@@ -93,12 +93,13 @@ def test_a_node_that_is_killed_and_comes_back_during_download_is_waited_for(sour
     source.require_sound()
 
 
-def test_a_node_that_stays_away_during_download_fails_the_run(source: Scene) -> None:
+def test_a_node_that_stays_away_during_download_fails_the_run(source: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other collections keep their backup, the run fails naming the node, and its restart leaves nothing."""
     node = holder_of(source)
     with in_front_of(node) as proxy:
         through(source, node, proxy)
-        proxy.after(6_000_000, node.kill)
+        proxy.after(2_000_000, node.kill)
+        monkeypatch.setattr(snapshots, "_FRUITLESS_ATTEMPTS", 3)
         with pytest.raises(NodeUnreachableError, match=f"Node 127.0.0.1:{proxy.port} did not answer"):
             source.back_up(delays=())
     assert source.complete() == []
@@ -164,7 +165,7 @@ def test_a_frozen_node_is_waited_for(source: Scene) -> None:
     node = holder_of(source)
     with in_front_of(node) as proxy:
         through(source, node, proxy, timeout_seconds=1, stall_seconds=1)
-        proxy.after(6_000_000, together(node.freeze, later(4.0, node.thaw)))
+        proxy.after(2_000_000, together(node.freeze, later(4.0, node.thaw)))
         backup = back_up_cluster(**SOURCE)
     assert source.complete() == [backup]
     source.configure()
@@ -182,12 +183,12 @@ def test_a_target_node_that_restarts_during_recover(
     """Either the restore recovers the replica again and is equal to its proof, or it drops what it made."""
     with Workshop(tmp_path, monkeypatch, shared_s3, {"source": three_nodes, "target": fragile}) as shop:
         scene = furnished(shop)
-        fill(three_nodes, LARGE, 3000, size=1024, shards=1, replicas=1)
+        fill(three_nodes, LARGE, 1800, size=1024, shards=1, replicas=1)
         scene.remember("source", LARGE)
         scene.back_up()
         with FaultProxy(shared_s3.host_port) as proxy:
             scene.configure(repository={"node_endpoint_url": proxy.url})
-            proxy.after(4_000_000, together(*(later(0, node.restart) for node in fragile.nodes[1:])))
+            proxy.after(3_000_000, together(*(later(0, node.restart) for node in fragile.nodes[1:])))
             try:
                 restored = scene.restore(collection=LARGE, alias=ALIAS, replication_factor=3)
                 expected = ({LIVE, restored}, {ALIAS: restored})

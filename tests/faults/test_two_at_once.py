@@ -17,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 def test_the_second_backup_says_who_holds_the_cluster(scene: Scene, runs: Runs) -> None:
     """Of two backups at once the later ends at once with the holder's run, process and host; the first one counts."""
-    fill(scene.shop.clusters["source"], "large", 3000, size=1024, shards=1, replicas=1)
+    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
+    scene.mark_repository()
     with FaultProxy(scene.shop.s3.host_port) as proxy:
-        proxy.slow(4_000_000)
+        proxy.slow(1_000_000)
         scene.configure(repository={"endpoint_url": proxy.url, "lease_seconds": 4})
         pid = runs.start(BACK_UP, SOURCE)
         soon(lambda: scene.shop.objects("leases/"))
