@@ -23,8 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the settings of whoever runs it, nor those of the test before, nor Prefect's hold on our logger."""
-    monkeypatch.setattr(logging.getLogger("ferry"), "propagate", True)
+    """No test sees the settings of whoever runs it or of the test before; our logger is as new."""
+    logger = logging.getLogger("ferry")  # Prefect stops it from propagating, and the command line quiets it
+    logger.setLevel(logging.NOTSET)
+    monkeypatch.setattr(logger, "propagate", True)
     for name in [name for name in os.environ if name.startswith("FERRY_") and name != "FERRY_QDRANT_BINARY"]:
         monkeypatch.delenv(name)
     forget_connections()

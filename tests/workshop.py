@@ -13,6 +13,9 @@ from ferry.connections import Connections, connect, forget_connections
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
 
+# A run that was started in the background passes an ignored SIGINT on to all it starts; a terminal's does not.
+AS_IN_A_TERMINAL = ("env", "--default-signal=INT")
+
 
 class Workshop:
     """Clusters and a bucket under settings of their own. Leaves the clusters without collections and aliases."""

@@ -18,7 +18,7 @@ from ferry.connections import forget_connections
 from sandbox.prefect_server import PrefectServer
 from tests.faults import killed
 from tests.faults.scene import ALIAS, COLLECTION, LIVE, QUICK_DELAYS, Scene, fill
-from tests.workshop import Workshop
+from tests.workshop import AS_IN_A_TERMINAL, Workshop
 
 # Clients are thrown away between runs, as a killed process would; their sockets then close when they are collected.
 UNCLOSED = "ignore::ResourceWarning"
@@ -59,7 +59,7 @@ class Runs:
 
     def __init__(self, server: PrefectServer) -> None:
         root = Path(__file__).parents[2]
-        command = [sys.executable, "-m", "tests.faults.killed"]
+        command = [*AS_IN_A_TERMINAL, sys.executable, "-m", "tests.faults.killed"]
         env = {**os.environ, **server.env(), "PYTHONWARNINGS": "default"}
         env.pop("FERRY_CONFIG", None)
         self._process = subprocess.Popen(

@@ -61,7 +61,7 @@ def test_a_backup_that_is_signalled_cleans_up(
     scene: Scene, runs: Runs, slow: FaultProxy, prefect_server: PrefectServer, number: signal.Signals
 ) -> None:
     """A signal in mid-upload ends the run as crashed and leaves nothing, before it would be killed."""
-    slow.slow(3_000_000)
+    slow.slow(2_000_000)
     pid = runs.start(BACK_UP, SOURCE)
     soon(lambda: uploading(scene))
     os.kill(pid, number)
@@ -69,6 +69,7 @@ def test_a_backup_that_is_signalled_cleans_up(
     assert runs.wait(pid) in ("exit 1", f"signal {int(number)}")  # Prefect sends itself the SIGTERM again at the end
     assert time.monotonic() - began < GRACE_SECONDS
     slow.clear()
+    assert "it cleans up after itself" in runs.output(pid)
     assert scene.complete() == []
     scene.require_sound()
     assert runs_of(prefect_server, "back-up-cluster")[0]["state"]["type"] == "CRASHED"

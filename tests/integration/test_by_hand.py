@@ -17,6 +17,7 @@ from ferry.__main__ import main
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
 from tests.integration.conftest import API_KEY
+from tests.workshop import AS_IN_A_TERMINAL
 
 pytestmark = pytest.mark.servers
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def test_an_interrupted_backup_cleans_up(
     """Ctrl-C in a terminal reaches the whole process group, a stopped pod only the process: both leave nothing."""
     path = configure()
     environment = {**os.environ, "FERRY_CONFIG": str(path), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ferry", "backup", "source"]
+    command = [*AS_IN_A_TERMINAL, sys.executable, "-m", "ferry", "backup", "source"]
     running = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )

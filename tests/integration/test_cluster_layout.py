@@ -232,15 +232,17 @@ def test_a_lost_reply_makes_no_second_snapshot(cluster: Cluster, caplog: pytest.
     with FaultProxy(address(real.url)) as proxy:
 
         def lose_the_reply() -> None:
+            while not any(line.startswith("POST") for line in proxy.requests):
+                time.sleep(0.002)
+            proxy.slow(20)  # the reply is on its way for longer than the snapshot takes
             while not snapshots.list_snapshots(real, DOCS, shard.shard_id):
                 time.sleep(0.002)
             proxy.cut()
             proxy.clear()
 
-        # So slow that the reply is still on its way when the file has appeared.
         with Node(proxy.url, profile([proxy.url])) as node:
             node.identify()
-            proxy.slow(3000)
+            proxy.slow(3000)  # so that what is done before the reply can be noticed
             breaker = threading.Thread(target=lose_the_reply)
             breaker.start()
             made = snapshots.create_snapshot(node, DOCS, shard.shard_id)
