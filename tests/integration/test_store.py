@@ -671,7 +671,7 @@ def test_a_dead_holder_is_replaced_and_fenced(honest: Store, folder: str) -> Non
 
 def test_a_slow_living_holder_is_never_replaced(honest: Store, troubled: Store, proxy: FaultProxy, folder: str) -> None:
     """Its renewals come late, by a slow line, but they come."""
-    with acquire(troubled, folder + "lease.json", "slow", 2.0) as lease:
+    with acquire(troubled, folder + "lease.json", "slow", 6.0) as lease:
         proxy.slow(2000)
         with pytest.raises(LeaseHeldError, match="slow"):
             acquire(honest, folder + "lease.json", "second", 1.0)
