@@ -326,31 +326,52 @@ def drop(connections: Connections, collection: str, restore_id: BackupId, *, cre
     """Delete a collection that bears the mark of that restore, by the first node that can; one that is gone is fine.
 
     Without the mark it is not, or no longer, the restore's: then it is left alone. A shard that failed late makes the
-    mark unreadable (500); only the run that has ``created`` the collection itself may go on then. Raises what the last
-    node said.
+    mark unreadable (500); only the run that has ``created`` the collection itself goes on without. Raises what the
+    last node said.
     """
-    *others, last = connections.cluster.nodes
+    nodes = list(connections.cluster.nodes)
+    if not created:
+        marked = _first_marked(nodes, collection, restore_id)
+        if marked is None:
+            return
+        nodes.sort(key=lambda node: node is not marked)  # one that knows the collection first
+    *others, last = nodes
     for node in others:
         try:
-            return _drop_marked(node, collection, restore_id, created)
+            node.delete_collection(collection)
         except FerryError as error:
             log.warning("%s was not dropped by %s: %s", collection, node.label, error.message)
-    return _drop_marked(last, collection, restore_id, created)
+        else:
+            return
+    last.delete_collection(collection)
 
 
-def _drop_marked(node: Node, collection: str, restore_id: BackupId, created: bool) -> None:
-    try:
-        mark = restore_mark(node.collection(collection)["config"])
-    except NotFoundError:
-        return
-    except NodeUnreachableError:
-        if not created:
-            raise
-        mark = restore_id
-    if mark == restore_id:
-        node.delete_collection(collection)
-    else:
-        log.warning("%s bears no mark of restore %s; it is left as it is", collection, restore_id)
+def _first_marked(nodes: list[Node], collection: str, restore_id: BackupId) -> Node | None:
+    """A node that shows the mark; None when no node knows the collection, or none shows the mark in time.
+
+    Right after creating, some nodes do not know the collection yet, or show it without its mark (seen on 1.16.3).
+    """
+    deadline = time.monotonic() + LATE_SECONDS
+    while True:
+        known, failed = False, None
+        for node in nodes:
+            try:
+                if restore_mark(node.collection(collection)["config"]) == restore_id:
+                    return node
+                known = True
+            except NotFoundError:
+                continue
+            except FerryError as error:
+                failed = error
+        if not known and failed is None:
+            return None
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    if failed is not None:
+        raise failed
+    log.warning("%s bears no mark of restore %s; it is left as it is", collection, restore_id)
+    return None
 
 
 def object_key(connections: Connections, plan: RestorePlan, archive: ArchiveRecord) -> str:
