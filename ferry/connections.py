@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ferry.models import BackupId
+from ferry.profiles import RepositoryProfile, WorkerSettings
 from ferry.qdrant.cluster import Cluster
 from ferry.repository.catalog import Catalog
 from ferry.repository.journal import Journal
 from ferry.repository.layout import Keys
 from ferry.repository.store import Store
-from ferry.settings import RepositoryProfile, WorkerSettings, load_settings
+from ferry.settings import load_settings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ferry.errors import ConfigurationError
-from ferry.settings import NAME_PATTERN, read_settings
+from ferry.profiles import NAME_PATTERN
+from ferry.settings import read_settings
 
 
 def _choices(table: Literal["clusters", "repositories"]) -> Any:

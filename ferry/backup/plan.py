@@ -62,6 +62,7 @@ class BackupPlan(Value):
     repository: str
     kind: SnapshotKind
     proof: ProofLevel
+    policy: str | None = None
     layout: ClusterLayout
     archives: tuple[PlannedArchive, ...]
     findings: tuple[Finding, ...] = ()
@@ -98,6 +99,7 @@ class BackupRequest(Value):
     exclude: tuple[str, ...] = ()
     kind: SnapshotKind = "shard"
     proof: ProofLevel = "content"
+    policy: str | None = None
 
 
 class Measured(Value):
@@ -122,6 +124,7 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout, measured: Measure
         repository=request.repository,
         kind=request.kind,
         proof=request.proof,
+        policy=request.policy,
         layout=layout,
         archives=tuple(choose(layout, measured)),
         findings=tuple(findings),

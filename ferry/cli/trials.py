@@ -11,12 +11,13 @@ from functools import partial
 
 from ferry.errors import ConfigurationError, FerryError
 from ferry.models import ClusterLayout, NodeInfo, Value, now
+from ferry.profiles import ClusterProfile, RepositoryProfile, WorkerSettings
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.resources import read_headroom, readable_bytes
 from ferry.qdrant.rights import RIGHTS, Right, refusal
 from ferry.repository.probe import probe
 from ferry.repository.store import Store
-from ferry.settings import ClusterProfile, RepositoryProfile, Settings, WorkerSettings, config_path
+from ferry.settings import Settings, config_path
 
 
 class Trial(Value):

@@ -20,13 +20,13 @@ from ferry.models import (
     no_progress,
     now,
 )
+from ferry.profiles import ClusterProfile
 from ferry.qdrant import points
 from ferry.qdrant.http import NotFoundError
 from ferry.qdrant.node import STANDALONE_PEER, Node
 from ferry.qdrant.quiet import quiet_findings, quiet_problems, unready_replicas
 from ferry.qdrant.versions import cluster_findings
 from ferry.qdrant.view import NodeView, disagreements, each, read_collection_view, read_view
-from ferry.settings import ClusterProfile
 
 # Connections asked at each address: enough to see a round-robin balancer over any number of nodes at once.
 _PROBES = 3

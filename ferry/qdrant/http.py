@@ -19,8 +19,8 @@ import httpx
 import orjson
 
 from ferry.errors import ConfigurationError, FerryError, NodeRefusedError, NodeUnreachableError
+from ferry.profiles import ClusterProfile
 from ferry.qdrant.redaction import redact
-from ferry.settings import ClusterProfile
 
 # Qdrant closes idle connections after 5 s; a client that keeps them as long sends into a closing one.
 _IDLE_SECONDS = 2.0

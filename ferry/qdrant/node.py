@@ -9,8 +9,8 @@ import httpx
 
 from ferry.errors import LayoutError, NodeRefusedError
 from ferry.models import NodeInfo, PeerId
+from ferry.profiles import ClusterProfile
 from ferry.qdrant.http import Transport, path_of
-from ferry.settings import ClusterProfile
 
 # Qdrant without cluster mode names no peer in /cluster. Its own number, which /collections/{c}/cluster shows, can only
 # be had once there is a collection, so a single node is peer 0 everywhere in Ferry.

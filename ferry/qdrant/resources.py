@@ -12,11 +12,11 @@ import httpx
 
 from ferry.errors import ConfigurationError, HeadroomError
 from ferry.models import ClusterLayout, Finding, NodeHeadroom, PeerId, Value
+from ferry.profiles import Headroom, StaticHeadroom
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.http import NotFoundError
 from ferry.qdrant.node import Node
 from ferry.qdrant.redaction import redact
-from ferry.settings import Headroom, StaticHeadroom
 
 _KIB = 1024
 _MEMINFO = Path("/proc/meminfo")

@@ -8,7 +8,7 @@ import s3fs
 from botocore.config import Config
 from pydantic import SecretStr
 
-from ferry.settings import RepositoryProfile
+from ferry.profiles import RepositoryProfile
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

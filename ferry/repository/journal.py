@@ -17,7 +17,8 @@ from ferry.repository.store import ObjectInfo, ObjectStore
 
 _log = logging.getLogger(__name__)
 
-EntryKind = Literal["node_snapshot", "archive", "collection"]
+# "run" is the request of a backup that can be resumed, "proof" the record of an archive that was proven.
+EntryKind = Literal["node_snapshot", "archive", "collection", "run", "proof"]
 _LONGEST_READABLE_BYTES = 200  # of a name in a key; some stores allow 255 for a part of a key
 
 

@@ -112,6 +112,25 @@ class Keys:
         """The lease of that name; a cluster's own is named like the cluster."""
         return _checked(f"{self.prefix}/leases/{encode_name(name)}.json")
 
+    def hold(self, cluster: str, backup_id: BackupId) -> str:
+        """The mark that keeps a backup from being pruned, with who put it there and why."""
+        parse_backup_id(backup_id)
+        return f"{self.holds_prefix(cluster)}{backup_id}.json"
+
+    def holds_prefix(self, cluster: str) -> str:
+        """The folder of all holds on backups of a cluster."""
+        return f"{self.prefix}/holds/{encode_name(cluster)}/"
+
+    def readers_prefix(self, cluster: str, backup_id: BackupId | None = None) -> str:
+        """The folder with one mark for each reader of a backup, or of any backup of a cluster."""
+        folder = f"{self.prefix}/readers/{encode_name(cluster)}/"
+        return folder if backup_id is None else f"{folder}{backup_id}/"
+
+    @property
+    def conformance(self) -> str:
+        """What the trial of the bucket has shown, when and with which settings."""
+        return f"{self.prefix}/conformance.json"
+
     def runs_prefix(self, cluster: str) -> str:
         """The folder with one folder for each run that may have left something behind."""
         return f"{self.prefix}/runs/{encode_name(cluster)}/"

@@ -39,14 +39,24 @@ class ArchiveRecord(Value):
 
     key: str = Field(description="Object key relative to the folder of the collection in this backup.")
     kind: SnapshotKind
-    encoding: Literal["plain"] = "plain"
+    encoding: Literal["plain", "age"] = Field(
+        default="plain", description="plain: exactly Qdrant's bytes. age: the same, encrypted (age-encryption.org)."
+    )
+    key_id: str | None = Field(default=None, description="First recipient of an encrypted archive: which key it needs.")
     snapshot: str = Field(description="Name that Qdrant gave the snapshot.")
-    bytes: int
-    sha256: str
+    bytes: int = Field(description="Of the snapshot, whatever the encoding.")
+    sha256: str = Field(description="Of the snapshot, whatever the encoding: Qdrant's own checksum.")
+    stored_bytes: int | None = Field(default=None, description="Of the object, where the encoding is not plain.")
+    stored_sha256: str | None = Field(default=None, description="Of the object, where the encoding is not plain.")
     source_peer: PeerId
     started_at: datetime
     finished_at: datetime
     shards: tuple["ShardRecord", ...]
+
+    @property
+    def held(self) -> tuple[int, str]:
+        """Bytes and sha256 of the object in the bucket."""
+        return self.stored_bytes or self.bytes, self.stored_sha256 or self.sha256
 
 
 class ShardRecord(Value):
@@ -151,6 +161,7 @@ class BackupRecord(Document):
     backup_id: BackupId
     cluster: str
     kind: SnapshotKind
+    policy: str | None = None
     collections: tuple[CollectionEntry, ...]
     aliases: dict[str, str]
     findings: tuple[Finding, ...] = ()

@@ -16,11 +16,12 @@ from pydantic import Field
 
 from ferry.errors import BackupNotFoundError, ConflictError, FerryError, StoreRefusedError, StoreUnavailableError
 from ferry.models import Progress, Value, no_progress
+from ferry.profiles import RepositoryProfile
 from ferry.repository.clients import boto_client, s3fs_client
 from ferry.repository.download import ArchiveDownload
+from ferry.repository.parts import plan_parts
 from ferry.repository.refusals import vendor_errors
-from ferry.repository.upload import ArchiveUpload, Uploaded, plan_parts
-from ferry.settings import RepositoryProfile
+from ferry.repository.upload import ArchiveUpload, Uploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

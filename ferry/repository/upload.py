@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from ferry.errors import (
     StoreUnavailableError,
 )
 from ferry.models import Progress
+from ferry.repository.parts import PartPlan
 from ferry.repository.refusals import vendor_errors
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MIB = 1024 * 1024
-MAX_PARTS = 10_000  # of one object, by S3's definition
 _POLL_SECONDS = 1.0  # how often a waiting upload asks whether to stop
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 8.0
@@ -51,26 +50,6 @@ class Uploaded:
     bytes: int
     sha256: str
     etag: str
-
-
-@dataclass(frozen=True)
-class PartPlan:
-    """How an archive is cut: bytes of a part, and how many may be in memory at a time."""
-
-    part_bytes: int
-    parts_in_flight: int
-
-
-def plan_parts(part_bytes: int, parts_in_flight: int, expected_bytes: int | None) -> PartPlan:
-    """Grow the parts so that ``expected_bytes`` fit into 10,000 of them, with no more bytes in flight than before.
-
-    Two parts stay in flight at least, so that one is filled while another is sent.
-    """
-    needed = -(-(expected_bytes or 0) // MAX_PARTS)
-    if needed <= part_bytes:
-        return PartPlan(part_bytes, parts_in_flight)
-    grown = -(-needed // MIB) * MIB
-    return PartPlan(grown, max(2, min(parts_in_flight, part_bytes * parts_in_flight // grown)))
 
 
 class _Body(io.RawIOBase):
@@ -118,6 +97,7 @@ class ArchiveUpload:
     plan: PartPlan
     patience_seconds: float
     progress: Progress
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of every request that makes an object: SSE, lock
     _stopping: threading.Event = field(default_factory=threading.Event)
     _sha256: Any = field(default_factory=hashlib.sha256)
     _sent_bytes: int = 0
@@ -175,6 +155,7 @@ class ArchiveUpload:
                     ContentMD5=base64.b64encode(digest.digest()).decode(),
                     Metadata=metadata,
                     IfNoneMatch="*",
+                    **self.arguments,
                 )
 
         self._written_once(put, digest.hexdigest())
@@ -212,8 +193,8 @@ class ArchiveUpload:
         number = 0
         while part is not None:
             number += 1
-            if number > MAX_PARTS:
-                msg = f"{self.where} is larger than {MAX_PARTS} parts of {self.plan.part_bytes} bytes."
+            if number > self.plan.max_parts:
+                msg = f"{self.where} is larger than {self.plan.max_parts} parts of {self.plan.part_bytes} bytes."
                 raise RepositoryError(msg, "Raise part_bytes of the repository profile.")
             pending.add(pool.submit(self._send_part, upload_id, number, part))
             # The part that is being filled counts, so one place is kept for it.
@@ -275,7 +256,9 @@ class ArchiveUpload:
     def _create(self, metadata: dict[str, str]) -> str:
         self._begun += 1
         with vendor_errors("begin the upload of", self.where):
-            answer = self.client.create_multipart_upload(Bucket=self.bucket, Key=self.key, Metadata=metadata)
+            answer = self.client.create_multipart_upload(
+                Bucket=self.bucket, Key=self.key, Metadata=metadata, **self.arguments
+            )
         return answer["UploadId"]
 
     def _complete(self, upload_id: str, sent: list["_SentPart"]) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ferry.errors import HeadroomError
-from ferry.settings import WorkerSettings
+from ferry.profiles import WorkerSettings
 
 # Disk that one proof needs, as a multiple of the archive: the archive itself, what it unpacks to, and a little. Holes
 # stay holes; ferry.archive.reader.workdir_bytes says it exactly once the archive is there.

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from ferry.models import ShardId
+from ferry.profiles import ClusterProfile
 from ferry.qdrant import points, schema, snapshots
 from ferry.qdrant.node import Node
-from ferry.settings import ClusterProfile
 
 DOCUMENTS = Path(__file__).parents[3] / "shared" / "contract"
 VERSIONS = ("1.16", "1.19")

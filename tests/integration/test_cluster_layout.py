@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from ferry.errors import ConfigurationError, LayoutError, NodeRefusedError, NodeUnreachableError
 from ferry.models import PeerId, ShardId
+from ferry.profiles import ClusterProfile
 from ferry.qdrant import points, snapshots
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.node import STANDALONE_PEER, Node
@@ -25,7 +26,6 @@ from ferry.qdrant.schema import (
     schema_differences,
     unmark_restore,
 )
-from ferry.settings import ClusterProfile
 from sandbox.fault_proxy import FaultProxy, RotatingProxy
 from sandbox.qdrant import QdrantCluster
 

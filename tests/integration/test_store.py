@@ -26,13 +26,13 @@ from ferry.errors import (
     StoreUnavailableError,
 )
 from ferry.models import no_progress
+from ferry.profiles import RepositoryProfile
 from ferry.repository.catalog import Catalog
 from ferry.repository.journal import Journal, unsettled
 from ferry.repository.layout import Keys
 from ferry.repository.lease import Lease, acquire
 from ferry.repository.probe import probe
 from ferry.repository.store import Store
-from ferry.settings import RepositoryProfile
 from sandbox.fault_proxy import FaultProxy
 from sandbox.s3 import S3Server
 from tests.unit.fakes import MemoryStore

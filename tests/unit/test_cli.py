@@ -17,12 +17,13 @@ from ferry.cli.settings_page import settings_markdown
 from ferry.connections import Repository
 from ferry.errors import ConfigurationError, FerryError
 from ferry.models import BackupId
+from ferry.profiles import RepositoryProfile, WorkerSettings
 from ferry.repository.catalog import Catalog
 from ferry.repository.layout import Keys
 from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionEntry
 from ferry.repository.probe import ProbeResult
 from ferry.repository.store import Store
-from ferry.settings import RepositoryProfile, WorkerSettings, load_settings, read_settings
+from ferry.settings import load_settings, read_settings
 from ferry.verify.archive import ArchiveVerdict
 from tests.unit import builders
 from tests.unit.fakes import MemoryStore

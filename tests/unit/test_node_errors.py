@@ -14,11 +14,11 @@ from pydantic import SecretStr
 
 from ferry.errors import ConfigurationError, LayoutError, NodeRefusedError, NodeUnreachableError, SnapshotError
 from ferry.models import PeerId, ShardId
+from ferry.profiles import ClusterProfile
 from ferry.qdrant import http, points, snapshots
 from ferry.qdrant.http import NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
 from ferry.qdrant.redaction import redact
-from ferry.settings import ClusterProfile
 
 KEY = "sk-very-secret-0123456789"
 SIGNED = (

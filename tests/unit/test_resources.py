@@ -10,10 +10,10 @@ import pytest
 
 from ferry.errors import ConfigurationError, HeadroomError
 from ferry.models import ClusterLayout, NodeHeadroom, NodeInfo, PeerId, now
+from ferry.profiles import ClusterProfile, Headroom
 from ferry.qdrant import resources
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.resources import Need, read_headroom, require_headroom
-from ferry.settings import ClusterProfile, Headroom
 
 GIB = 1024**3
 CONTRACT = Path(__file__).parents[3] / "shared" / "contract" / "qdrant-1.19.json"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ferry.errors import HeadroomError
-from ferry.settings import WorkerSettings
+from ferry.profiles import WorkerSettings
 from ferry.verify import spool
 
 DIES_INSIDE = """
 import os, signal, sys
 from pathlib import Path
-from ferry.settings import WorkerSettings
+from ferry.profiles import WorkerSettings
 from ferry.verify import spool
 with spool.folder(WorkerSettings(spool_dir=Path(sys.argv[1]))) as folder:
     (folder / "archive.snapshot").write_bytes(b"x")
