@@ -54,8 +54,10 @@ class UnfinishedUpload(Value):
 class ObjectStore(Protocol):
     """What catalog, lease and journal need of a store; the real one and the tests' own in memory both are one."""
 
-    def put_document(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        """Write a small object, on a condition when one is given; its ETag."""
+    def put_document(
+        self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
+    ) -> str:
+        """Write a small object, on a condition when one is given; its ETag. ``keep``: under the profile's lock."""
 
     def get_document(self, key: str) -> tuple[bytes, str]:
         """A small object and its ETag."""
@@ -105,8 +107,12 @@ class Store:
         """The object as messages name it."""
         return f"s3://{self.bucket}/{key}"
 
-    def put_document(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+    def put_document(
+        self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
+    ) -> str:
         """Write a small object with its Content-MD5, on a condition when one is given; returns the new ETag.
+
+        ``keep`` puts it under the profile's object lock, as archives and manifests are.
 
         Raises ConflictError when the object exists (``if_absent``), is missing or has another ETag (``if_match``).
         Raises StoreUnavailableError when no answer came: then it may have been written all the same.

@@ -22,7 +22,9 @@ class MemoryStore:
         self.after: Callable[[str, str], None] = lambda _operation, _key: None
         self._lock = threading.Lock()
 
-    def put_document(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+    def put_document(
+        self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
+    ) -> str:
         """Write on a condition."""
         self.before("put", key)
         with self._lock:
