@@ -16,9 +16,11 @@ FerryError
 │   ├── ConflictError         a conditional put was refused: somebody else was first
 │   ├── LeaseHeldError        another run is at work on the same cluster
 │   ├── BackupNotFoundError   no such backup, or it has no manifest
-│   └── ArchiveDamagedError   bytes, count or digest are not what the manifest says
+│   ├── ArchiveDamagedError   bytes, count or digest are not what the manifest says
+│   └── WrongKeyError         an archive is encrypted for a key that is not configured
 ├── RestoreError              a restore could not be finished; the live collection is untouched
 ├── VerificationError         two things that must be equal are not
+├── LimitError                a limit of the policy was passed: the backup stopped itself to spare the cluster
 └── StoppedError              a cancel was asked for and obeyed
 """
 
@@ -115,12 +117,28 @@ class ArchiveDamagedError(RepositoryError):
     """Bytes, count or digest of an archive are not what they must be."""
 
 
+class WrongKeyError(RepositoryError):
+    """An archive is encrypted, and the key that opens it is not configured. That is no damage."""
+
+
 class RestoreError(FerryError):
     """A restore could not be finished; the live collection and its alias are untouched."""
 
 
 class VerificationError(FerryError):
     """Two things that must be equal are not."""
+
+
+class LimitError(FerryError):
+    """A limit of the policy was passed, and the backup stopped itself to spare the cluster; its data is unchanged.
+
+    Not transient: trying again at once would do what the limit forbids.
+    """
+
+    default_remedy = (
+        "Run the same backup again when there is less load, and it goes on where it stopped; "
+        "or change the limits in the policy (docs/never-hurts.md)."
+    )
 
 
 class StoppedError(FerryError):
