@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 POINTS ?= 50000
+KILLS  ?= 200
+SEED   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test unit lint format bench docs constraints clean
+.PHONY: help setup demo up down test soak unit lint format bench docs constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +34,9 @@ down: ## stop what `make up` started
 test: setup ## everything: lint, unit, contract, and all tests on real servers
 	$(MAKE) lint
 	$(PY) -m pytest
+
+soak: setup ## kill backups and prunes at random moments over real servers (KILLS=200 SEED=any)
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(PY) -m pytest tests/soak -m soak -s
 
 unit: setup ## the unit layer only, no servers
 	$(PY) -m pytest tests/unit -q

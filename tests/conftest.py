@@ -13,7 +13,7 @@ from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
 from tests.workshop import Workshop
 
-LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e")
+LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e", "soak")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
