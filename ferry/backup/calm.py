@@ -102,6 +102,7 @@ class AnswerTimes:
         self._during: deque[float] = deque(maxlen=_KEPT_READINGS)
         self._worst_ms: float | None = None
         self._silent = 0
+        self._silent_since: float | None = None
         self._unmeasured: str | None = None
         self._begun = False
 
@@ -119,6 +120,7 @@ class AnswerTimes:
         with self._lock:
             began = self._closed(at)
             ms = (at - began) * 1000
+            self._silent_since = None
             self._note(ms, began, at)
             if self._begun:
                 self._during.append(ms)
@@ -132,12 +134,13 @@ class AnswerTimes:
             began = self._closed(at)
             self._note(math.inf, began, at)
             self._silent += 1
+            self._silent_since = began if self._silent_since is None else self._silent_since
 
     def unmeasurable(self, at: float, reason: str) -> None:
         """The question was refused, which says nothing about how fast answers are."""
         with self._lock:
             self._closed(at)
-            self._last_ms, self._above_since = 0.0, None
+            self._last_ms, self._above_since, self._silent_since = 0.0, None, None
             self._unmeasured = reason
 
     def current_ms(self, at: float) -> float:
@@ -155,6 +158,11 @@ class AnswerTimes:
     def stopped(self, at: float) -> bool:
         """Whether the stop limit has been passed for long enough; once so it stays so."""
         return self._stop_ms is not None and self.above_seconds(at) >= self._stop_seconds
+
+    def silent_seconds(self, at: float) -> float:
+        """How long the node has answered nothing; 0 when its last answer came."""
+        with self._lock:
+            return 0.0 if self._silent_since is None else at - self._silent_since
 
     def measured(self) -> Measured:
         """What has come in so far."""
@@ -206,7 +214,7 @@ def findings(label: str, collection: str, measured: Measured, held: Held, *, lim
         Finding(
             severity="warning" if worrying else "info",
             subject=collection,
-            message=" ".join([_answers_text(label, measured), *_held_texts(measured, held, limited=limited)]),
+            message=" ".join([answers_text(label, measured), *_held_texts(measured, held, limited=limited)]),
             remedy="docs/never-hurts.md says what a snapshot costs its node, and which settings spare it."
             if slow or worrying
             else None,
@@ -214,7 +222,8 @@ def findings(label: str, collection: str, measured: Measured, held: Held, *, lim
     )
 
 
-def _answers_text(label: str, measured: Measured) -> str:
+def answers_text(label: str, measured: Measured) -> str:
+    """The answer times in a sentence."""
     before = "" if measured.before_ms is None else f" in {measured.before_ms:.0f} ms before its snapshot,"
     if measured.median_ms is None or measured.worst_ms is None:
         return f"{label} was answered{before} not once meanwhile." if before else f"{label} was not measured."

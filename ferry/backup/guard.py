@@ -11,22 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Protocol
 
 from ferry.backup import calm
-from ferry.errors import LimitError, NodeError, NodeUnreachableError
+from ferry.backup.answers import Question, ShardQuestion
+from ferry.errors import LimitError
 from ferry.models import Finding, Progress, ShardId, now
-from ferry.profiles import AnswerLimits, PolicyProfile
-from ferry.qdrant.http import NotFoundError, path_of
+from ferry.profiles import PolicyProfile
 from ferry.qdrant.node import Node
+from ferry.qdrant.snapshots import AWAY_SECONDS
+from ferry.repository.bandwidth import from_node, limited
 
 log = logging.getLogger(__name__)
 
 _FIRST_LOOK_SECONDS = 0.5  # a snapshot that is done sooner is not measured: it has stalled nobody for long
 _STEP_SECONDS = 1.0  # between two looks at whether the run was cancelled
-_SILENT_AFTER_SECONDS = 5.0
 _REFUSED_PAUSE_SECONDS = 30.0
-_STRICT_SHARE = 0.05  # of the reads that a collection's strict mode allows a minute; the others are its users'
 # By node, when its last snapshot was done with; of this process only, since a rest is a courtesy and no promise.
 _ended: dict[str, float] = {}
 
@@ -38,76 +37,6 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], datetime] = now
-
-
-class Answer(NamedTuple):
-    """How a question ended. ``refused``: the node answered at once and not from the data, which measures nothing."""
-
-    kind: Literal["answered", "silent", "refused"]
-    reason: str = ""
-
-
-class Question(Protocol):
-    """A cheap read whose answer time is measured."""
-
-    label: str
-    node_url: str
-
-    def ask(self) -> Answer:
-        """Ask once and wait for the answer."""
-        ...
-
-    def least_interval_seconds(self) -> float:
-        """How seldom it must be asked so as not to use up what is allowed to others."""
-        ...
-
-
-class ShardQuestion:
-    """The first point of one replica, without payload and vector, from the node that makes the snapshot.
-
-    Every read that passes through the segments of the replica waits for the same locks as searches do (measured on
-    1.16.3, docs/never-hurts.md), and this one costs least, asks no other node, is allowed by every right that suffices
-    for snapshots, and works on an empty collection. Without a shard, or where the node has no such route, the same is
-    asked of the whole collection. httpx gives it a connection of its own while the download holds another.
-    """
-
-    def __init__(self, node: Node, collection: str, shard_id: ShardId | None, limits: AnswerLimits) -> None:
-        self.node_url = node.url
-        self.label = f"{collection}{'' if shard_id is None else f' shard {shard_id}'} on {node.label}"
-        self._node, self._collection = node, collection
-        folder = path_of("collections", collection)
-        self._paths = [folder + "/points/scroll"]
-        if shard_id is not None:
-            self._paths.insert(0, folder + path_of("shards", shard_id) + "/points/scroll")
-        slowest_ms = max(limits.pause_above_ms or 0.0, limits.stop_above_ms or 0.0)
-        self._timeout_seconds = max(_SILENT_AFTER_SECONDS, 2 * slowest_ms / 1000)
-
-    def ask(self) -> Answer:
-        """Ask once; nothing is raised, for a watchdog that fails must not fail the backup."""
-        body = {"limit": 1, "with_payload": False, "with_vector": False}
-        try:
-            self._node.request("POST", self._paths[0], json=body, timeout=self._timeout_seconds)
-        except NotFoundError as error:
-            if len(self._paths) > 1:
-                del self._paths[0]
-                return self.ask()
-            return Answer("refused", error.message)
-        except NodeUnreachableError as error:
-            # Only a 429 has it: strict mode counts reads, and that it says so at once is no slow answer.
-            limited = hasattr(error, "retry_after_seconds")
-            return Answer("refused" if limited else "silent", error.message)
-        except NodeError as error:
-            return Answer("refused", error.message)
-        return Answer("answered")
-
-    def least_interval_seconds(self) -> float:
-        """So seldom that strict mode's reads a minute stay for its users; 0 where it does not count them."""
-        try:
-            strict = self._node.collection(self._collection)["config"].get("strict_mode_config") or {}
-        except NodeError:
-            return 0.0
-        limit = strict.get("read_rate_limit") if strict.get("enabled") else None
-        return 60 / (limit * _STRICT_SHARE) if limit else 0.0
 
 
 @contextmanager
@@ -161,7 +90,8 @@ class Guard:
         made, or when pauses together take longer than ``longest_wait_minutes``.
         """
         self._watch()
-        source, rate = iter(blocks), (self._policy.node_mb_per_second or 0.0) * 1e6
+        cap = from_node(self._question.node_url, self._policy.node_mb_per_second)
+        source = limited(iter(blocks), cap, self._progress)
         while True:
             self._pause()
             began = self._clock.monotonic()
@@ -169,8 +99,6 @@ class Guard:
             if block is None:
                 return
             yield block
-            if rate:
-                self._sleep(began + len(block) / rate - self._clock.monotonic())
             self._slow_down(self._clock.monotonic() - began)
 
     @property
@@ -213,9 +141,7 @@ class Guard:
         self._require_below_stop()
         if self._pause_ms is None or not self._is_slow():
             return False
-        if self._clock.monotonic() >= deadline:
-            msg = f"{self._question.label}: no snapshot was begun, because answers take {self._current()}."
-            raise self._too_long(msg)
+        self._require_time(deadline, "no snapshot was begun")
         self._spend("waited_seconds", lambda: self._sleep(self._policy.answers.interval_seconds))
         return True
 
@@ -223,15 +149,13 @@ class Guard:
         """Wait while answers are too slow."""
         self._require_below_stop()
         if self._is_slow():
-            log.warning("%s: paused, because answers take %s", self._question.label, self._current())
+            log.warning("%s: paused, because %s", self._question.label, self._current())
             self._spend("paused_seconds", self._wait_for_recovery)
 
     def _wait_for_recovery(self) -> None:
         deadline = self._clock.monotonic() + self._longest_seconds - self._held["paused_seconds"]
         while self._is_slow():
-            if self._clock.monotonic() >= deadline:
-                msg = f"{self._question.label}: its snapshot was not read to the end; answers take {self._current()}."
-                raise self._too_long(msg)
+            self._require_time(deadline, "its snapshot was not read to the end")
             self._sleep(min(_STEP_SECONDS, self._policy.answers.interval_seconds))
             self._require_below_stop()
 
@@ -245,9 +169,19 @@ class Guard:
         return self._pause_ms is not None and self._times.current_ms(self._clock.monotonic()) > self._pause_ms
 
     def _current(self) -> str:
-        ms = self._times.current_ms(self._clock.monotonic())
-        shown = f"{ms:.0f} ms" if ms != float("inf") else "too long (none came)"
-        return f"{shown}; the policy allows {self._pause_ms:.0f} ms"
+        at = self._clock.monotonic()
+        if silent := self._times.silent_seconds(at):
+            return f"no answer has come for {silent:.0f} s"
+        return f"answers take {self._times.current_ms(at):.0f} ms, and the policy allows {self._pause_ms:.0f} ms"
+
+    def _require_time(self, deadline: float, what: str) -> None:
+        """Raise LimitError when waiting has taken too long, or the node is not slow but gone."""
+        at = self._clock.monotonic()
+        if at >= deadline:
+            raise self._too_long(f"{self._question.label}: {what}: {self._current()}.")
+        if self._times.silent_seconds(at) >= AWAY_SECONDS:
+            msg = f"{self._question.label}: {what}: {self._current()}. The cluster's data is unchanged."
+            raise LimitError(msg, "See the node's log, start it, then run the same backup again: it goes on from here.")
 
     def _require_below_stop(self) -> None:
         at, limits = self._clock.monotonic(), self._policy.answers
@@ -255,15 +189,14 @@ class Guard:
             msg = (
                 f"{self._question.label}: answers took more than {limits.stop_above_ms:.0f} ms for "
                 f"{self._times.above_seconds(at):.0f} s; the policy allows {limits.stop_after_seconds:.0f} s. "
+                f"{calm.answers_text(self._question.label, self._times.measured())} "
                 "The backup stopped itself; the cluster's data is unchanged, and what is proven stays."
             )
             raise LimitError(msg)
 
     def _too_long(self, message: str) -> LimitError:
         minutes = self._policy.longest_wait_minutes
-        return LimitError(
-            f"{message} The policy waits {minutes:g} minutes at most. The cluster's data is unchanged.",
-        )
+        return LimitError(f"{message} The policy waits {minutes:g} minutes at most. The cluster's data is unchanged.")
 
     def _spend(self, account: str, wait: Callable[[], None]) -> None:
         began = self._clock.monotonic()
