@@ -210,6 +210,11 @@ class Retention(Profile):
     minimum_proven: int = Field(
         default=3, ge=1, description="So many proven backups of each collection stay, whatever the rules say."
     )
+    forget_dropped_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="minimum_proven ends for a collection that newer backups have not held for so long; absent: never.",
+    )
     timezone: str = Field(default="UTC", description="Whose days, weeks, months and years, such as Europe/Berlin.")
     grace_hours: float = Field(
         default=24.0,
