@@ -68,9 +68,13 @@ class ShardLayout(Value):
 
 
 class CollectionLayout(Value):
-    """One collection: Qdrant's own ``config`` and ``payload_schema`` documents, unchanged, and its shards."""
+    """One collection: Qdrant's own ``config`` and ``payload_schema`` documents, unchanged, and its shards.
+
+    ``uuid`` is another one when the collection was dropped and made again; None where Qdrant does not tell it.
+    """
 
     name: str
+    uuid: str | None = None
     config: dict[str, Any]
     payload_schema: dict[str, Any]
     status: str

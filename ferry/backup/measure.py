@@ -8,6 +8,7 @@ from ferry.errors import PreflightError
 from ferry.models import ClusterLayout, PeerId, ShardId
 from ferry.qdrant.resources import Need, read_headroom, require_headroom
 from ferry.qdrant.rights import SNAPSHOTS, require_right
+from ferry.qdrant.view import each
 from ferry.verify.spool import require_spool
 
 # Qdrant puts the name into the snapshot's file name, and the file system allows 255 bytes: shard snapshots fail with a
@@ -22,16 +23,15 @@ def measure(connections: Connections, layout: ClusterLayout) -> Measured:
     """
     cluster = connections.cluster
     sizes: dict[str, dict[ShardId, dict[PeerId, int]]] = defaultdict(lambda: defaultdict(dict))
-    for node in layout.nodes:
-        telemetry = cluster.node(node.peer_id).telemetry(4)
+    nodes = [cluster.node(node.peer_id) for node in layout.nodes]
+    # Level 3 tells each shard's sizes; level 4 would add every segment of it.
+    for node, telemetry in zip(layout.nodes, each(nodes, lambda node: node.telemetry(3)), strict=True):
         for entry in (telemetry.get("collections") or {}).get("collections") or []:
             for shard in entry.get("shards") or []:
                 local = shard.get("local") or {}
                 told = int(local.get("vectors_size_bytes") or 0) + int(local.get("payloads_size_bytes") or 0)
                 sizes[entry["id"]][ShardId(shard["id"])][node.peer_id] = told
-    return Measured(
-        points={collection.name: cluster.exact_counts(collection) for collection in layout.collections}, bytes=sizes
-    )
+    return Measured(points=cluster.all_exact_counts(layout.collections), bytes=sizes)
 
 
 def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:

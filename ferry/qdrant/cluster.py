@@ -1,6 +1,7 @@
 """A cluster as all its nodes together: who they are, what they agree on, and whether anything moves."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -26,7 +27,7 @@ from ferry.qdrant.http import NotFoundError
 from ferry.qdrant.node import STANDALONE_PEER, Node
 from ferry.qdrant.quiet import quiet_findings, quiet_problems, unready_replicas
 from ferry.qdrant.versions import cluster_findings
-from ferry.qdrant.view import NodeView, disagreements, each, read_collection_view, read_view
+from ferry.qdrant.view import NodeView, disagreements, each, read_collection_view, read_collection_views, read_view
 
 # Connections asked at each address: enough to see a round-robin balancer over any number of nodes at once.
 _PROBES = 3
@@ -136,9 +137,8 @@ class Cluster:
         problems: list[str] = []
         findings = cluster_findings(layout.nodes)
         self.identify()
-        for node in self.nodes:
-            telemetry = node.telemetry(2)
-            views = {name: read_collection_view(node, name) for name in names}
+        answers = each(self.nodes, lambda node: (node.telemetry(2), read_collection_views(node, names)))
+        for node, (telemetry, views) in zip(self.nodes, answers, strict=True):
             problems += quiet_problems(node.label, views, telemetry)
             findings += [finding for finding in quiet_findings(views) if finding not in findings]
         if problems:
@@ -175,22 +175,26 @@ class Cluster:
 
     def exact_counts(self, collection: CollectionLayout) -> dict[ShardId, dict[PeerId, int]]:
         """Exact number of points of every replica, each counted on its own node."""
-        counts: dict[ShardId, dict[PeerId, int]] = {shard.shard_id: {} for shard in collection.shards}
+        return self.all_exact_counts([collection])[collection.name]
 
-        def count_on(node: Node) -> list[tuple[ShardId, PeerId, int]]:
-            return [
-                (shard.shard_id, replica.peer_id, points.count(node, collection.name, shard.shard_id))
-                for shard in collection.shards
-                for replica in shard.replicas
-                if replica.peer_id == node.peer_id
-            ]
-
-        nodes = {
-            replica.peer_id: self.node(replica.peer_id) for shard in collection.shards for replica in shard.replicas
+    def all_exact_counts(self, collections: Sequence[CollectionLayout]) -> dict[str, dict[ShardId, dict[PeerId, int]]]:
+        """The same of many collections: nodes beside each other, and on each one replica after the other."""
+        counts: dict[str, dict[ShardId, dict[PeerId, int]]] = {
+            collection.name: {shard.shard_id: {} for shard in collection.shards} for collection in collections
         }
-        for answers in each(list(nodes.values()), count_on):
-            for shard_id, peer_id, found in answers:
-                counts[shard_id][peer_id] = found
+        held: dict[PeerId, list[tuple[str, ShardId]]] = defaultdict(list)
+        for collection in collections:
+            for shard in collection.shards:
+                for replica in shard.replicas:
+                    held[replica.peer_id].append((collection.name, shard.shard_id))
+        peers = list(held)
+
+        def count_on(node: Node) -> list[int]:
+            return [points.count(node, name, shard_id) for name, shard_id in held[node.peer_id or STANDALONE_PEER]]
+
+        for peer_id, answers in zip(peers, each([self.node(peer_id) for peer_id in peers], count_on), strict=True):
+            for (name, shard_id), found in zip(held[peer_id], answers, strict=True):
+                counts[name][shard_id][peer_id] = found
         return counts
 
     def _identify_one(self, node: Node) -> NodeInfo:
@@ -260,6 +264,7 @@ def _collection_layout(name: str, views: list[NodeView]) -> CollectionLayout:
     status = max((view.collections[name].info["status"] for view in views), key=_STATUS_ORDER.index)
     return CollectionLayout(
         name=name,
+        uuid=views[0].uuids.get(name),
         config=first.info["config"],
         payload_schema=first.info["payload_schema"],
         status=status,

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from ferry.errors import NodeRefusedError
 from ferry.models import ShardId
 from ferry.qdrant.http import path_of
 from ferry.qdrant.node import Node
@@ -15,15 +16,25 @@ PointId = int | str
 _MOST_IDS = 1000
 _FIRST_PAGE_POINTS = 16  # before anybody knows how large a point is
 _PAGE_BYTES = 2 * 1024 * 1024
+_IDS_A_PAGE = 10_000
+# What 1.16.3 answers to an exact count where strict mode has search_allow_exact = false.
+_NO_EXACT = "exact search disabled"
 
 
 def count(node: Node, collection: str, shard_id: ShardId | None = None) -> int:
     """Exact number of points: of the whole collection, or of this node's own replica of one shard.
 
     The shard routes are not in the published document, but in every version from 1.16.3 to 1.19; they read the local
-    replica whatever its state, and answer 404 where the node has none.
+    replica whatever its state, and answer 404 where the node has none. Where strict mode forbids exact counts every id
+    is listed instead, a page of at most ``max_query_limit`` ids a request.
     """
-    answer = node.patient_request("POST", _points(collection, shard_id) + "/count", json={"exact": True})
+    try:
+        answer = node.patient_request("POST", _points(collection, shard_id) + "/count", json={"exact": True})
+    except NodeRefusedError as error:
+        if _NO_EXACT not in error.message.lower():
+            raise
+        shown = {"with_vector": False, "with_payload": False}
+        return sum(len(page) for page in _scroll(node, collection, shard_id, _IDS_A_PAGE, shown))
     return int(answer["count"])
 
 
@@ -40,11 +51,18 @@ def scroll_shard(
 
     Pages also shrink to what strict mode allows. As Python values a page takes several times its JSON.
     """
+    shown = {"with_vector": with_vectors, "with_payload": with_payload}
+    return _scroll(node, collection, shard_id, batch_points, shown)
+
+
+def _scroll(
+    node: Node, collection: str, shard_id: ShardId | None, batch_points: int, shown: dict[str, bool]
+) -> Iterator[list[Point]]:
     most = min(batch_points, _strict_limit(node, collection, "max_query_limit") or batch_points)
     limit = min(most, _FIRST_PAGE_POINTS)
     offset: PointId | None = None
     while True:
-        body = {"limit": limit, "offset": offset, "with_vector": with_vectors, "with_payload": with_payload}
+        body = {"limit": limit, "offset": offset, **shown}
         page = node.patient_request("POST", _points(collection, shard_id) + "/scroll", json=body)
         if page["points"]:
             limit = max(1, min(most, _PAGE_BYTES // len(orjson.dumps(page["points"][-1]))))
