@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import s3fs
 from botocore.config import Config
-from pydantic import SecretStr
+from botocore.credentials import Credentials
 
 from ferry.profiles import RepositoryProfile
+from ferry.repository.credentials import boto_session, s3fs_session
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -22,37 +23,33 @@ for _name in ("botocore.auth", "botocore.endpoint", "botocore.credentials", "aio
     logging.getLogger(_name).setLevel(logging.INFO)
 
 
-def boto_client(profile: RepositoryProfile, attempts: int, endpoint_url: str | None = None) -> "S3Client":
+def boto_client(
+    profile: RepositoryProfile, credentials: Credentials | None, attempts: int, endpoint_url: str | None = None
+) -> "S3Client":
     """A boto3 client for that profile that sends a request at most ``attempts`` times (botocore's standard mode)."""
-    session = boto3.session.Session(profile_name=profile.aws_profile)
+    session = boto3.session.Session(botocore_session=boto_session(profile, credentials))
     return session.client(
         "s3",
         endpoint_url=endpoint_url or profile.endpoint_url,
         region_name=profile.region,
         verify=str(profile.ca_file) if profile.ca_file else None,
         config=Config(**_config(profile, attempts)),
-        aws_access_key_id=_revealed(profile.access_key),
-        aws_secret_access_key=_revealed(profile.secret_key),
-        aws_session_token=_revealed(profile.session_token),
     )
 
 
-def s3fs_client(profile: RepositoryProfile, attempts: int) -> s3fs.S3FileSystem:
+def s3fs_client(profile: RepositoryProfile, credentials: Credentials | None, attempts: int) -> s3fs.S3FileSystem:
     """An s3fs file system for that profile, without any cache: what it lists must be what there is now."""
     arguments: dict[str, Any] = {"region_name": profile.region}
     if profile.ca_file:
         arguments["verify"] = str(profile.ca_file)
     files = s3fs.S3FileSystem(
         endpoint_url=profile.endpoint_url,
-        key=_revealed(profile.access_key),
-        secret=_revealed(profile.secret_key),
-        token=_revealed(profile.session_token),
+        session=s3fs_session(profile, credentials),
         client_kwargs=arguments,
         config_kwargs=_config(profile, attempts),
         use_listings_cache=False,
         skip_instance_cache=True,
         default_cache_type="none",
-        **({"profile": profile.aws_profile} if profile.aws_profile else {}),
     )
     files.retries = 1  # botocore below it retries already; two layers would multiply
     return files
@@ -74,7 +71,3 @@ def _config(profile: RepositoryProfile, attempts: int) -> dict[str, Any]:
         # SeaweedFS 4.48 does not even compare that hash.
         "s3": {"addressing_style": style, "payload_signing_enabled": False},
     }
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret is not None else None

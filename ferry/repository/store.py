@@ -6,26 +6,37 @@ streams, signed addresses). s3fs: listings and the reading of small documents. N
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from datetime import datetime
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
-from ferry.errors import BackupNotFoundError, ConflictError, FerryError, StoreRefusedError, StoreUnavailableError
-from ferry.models import Progress, Value, no_progress
+from ferry.errors import (
+    BackupNotFoundError,
+    ConfigurationError,
+    ConflictError,
+    FerryError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from ferry.models import Progress, Value, no_progress, now
 from ferry.profiles import RepositoryProfile
 from ferry.repository.clients import boto_client, s3fs_client
+from ferry.repository.credentials import find_credentials
 from ferry.repository.download import ArchiveDownload
-from ferry.repository.parts import plan_parts
+from ferry.repository.parts import PartPlan, plan_parts
 from ferry.repository.refusals import vendor_errors
 from ferry.repository.upload import ArchiveUpload, Uploaded
 
 if TYPE_CHECKING:
+    from botocore.credentials import Credentials
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import PutObjectRequestTypeDef
+
+_log = logging.getLogger(__name__)
 
 REQUEST_ATTEMPTS = 4  # of one request for a document or a listing, by botocore, with its own pauses
 Names = list[str]  # within the classes below, list is a method
@@ -34,13 +45,17 @@ _DOCUMENT_READS = 5  # of a document that is replaced between its HEAD and its G
 
 
 class ObjectInfo(Value):
-    """One object: its whole key, size, ETag without quotes, when it was written, and its own metadata (head only)."""
+    """One object: its whole key, size, ETag without quotes, when it was written.
+
+    Only ``head`` tells its own metadata, and until when the store itself keeps it from being deleted (Object Lock).
+    """
 
     key: str
     bytes: int
     etag: str
     modified: datetime
     metadata: dict[str, str] = Field(default_factory=dict)
+    locked_until: datetime | None = None
 
 
 class UnfinishedUpload(Value):
@@ -53,6 +68,10 @@ class UnfinishedUpload(Value):
 
 class ObjectStore(Protocol):
     """What catalog, lease and journal need of a store; the real one and the tests' own in memory both are one."""
+
+    @property
+    def can_delete(self) -> bool:
+        """False with keys that may not delete: then ``delete`` does nothing."""
 
     def put_document(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
@@ -79,65 +98,97 @@ class Store:
     """One bucket as a repository profile describes it. Safe to share between threads."""
 
     def __init__(self, profile: RepositoryProfile) -> None:
+        """Nothing is asked of the store yet. Raises ConfigurationError when ``ca_file`` is no file."""
+        if profile.ca_file is not None and not profile.ca_file.is_file():  # boto3 would say only "OSError"
+            msg = f"ca_file names {profile.ca_file}, which is no file."
+            raise ConfigurationError(msg)
         self.profile = profile
         self.bucket = profile.bucket
+
+    @property
+    def can_delete(self) -> bool:
+        """Whether the keys may delete, as the profile says."""
+        return self.profile.can_delete
+
+    @cached_property
+    def credentials(self) -> "Credentials | None":
+        """The keys of all clients below, renewed in one place."""
+        with vendor_errors("find the keys for", f"s3://{self.bucket}"):
+            return find_credentials(self.profile)
 
     @cached_property
     def client(self) -> "S3Client":
         """The boto3 client, for what only the probe asks of a store."""
         with vendor_errors("set up access to", f"s3://{self.bucket}"):
-            return boto_client(self.profile, REQUEST_ATTEMPTS)
+            return boto_client(self.profile, self.credentials, REQUEST_ATTEMPTS)
 
     @cached_property
     def _boto_once(self) -> "S3Client":
         """For archives: it sends each request once, because upload and download repeat parts and ranges themselves."""
         with vendor_errors("set up access to", f"s3://{self.bucket}"):
-            return boto_client(self.profile, attempts=1)
+            return boto_client(self.profile, self.credentials, attempts=1)
 
     @cached_property
     def _boto_for_nodes(self) -> "S3Client":
         with vendor_errors("set up access to", f"s3://{self.bucket}"):
-            return boto_client(self.profile, REQUEST_ATTEMPTS, self.profile.node_endpoint_url)
+            return boto_client(self.profile, self.credentials, REQUEST_ATTEMPTS, self.profile.node_endpoint_url)
 
     @cached_property
     def _files(self) -> Any:  # s3fs has no types
-        return s3fs_client(self.profile, REQUEST_ATTEMPTS)
+        with vendor_errors("set up access to", f"s3://{self.bucket}"):
+            return s3fs_client(self.profile, self.credentials, REQUEST_ATTEMPTS)
 
     def where(self, key: str) -> str:
         """The object as messages name it."""
         return f"s3://{self.bucket}/{key}"
+
+    def protection(self, *, keep: bool) -> dict[str, Any]:
+        """What each request that makes an object carries: the store's own encryption, and the lock when it is kept.
+
+        Never an ACL: buckets made since April 2023 refuse them (S3 Object Ownership).
+        """
+        profile, arguments = self.profile, dict[str, Any]()
+        if profile.sse != "none":
+            arguments["ServerSideEncryption"] = profile.sse
+        if profile.sse_kms_key_id is not None:
+            arguments["SSEKMSKeyId"] = profile.sse_kms_key_id
+        if keep and profile.lock_mode != "none":
+            arguments["ObjectLockMode"] = profile.lock_mode
+            arguments["ObjectLockRetainUntilDate"] = now() + timedelta(days=profile.lock_days)
+        return arguments
 
     def put_document(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
     ) -> str:
         """Write a small object with its Content-MD5, on a condition when one is given; returns the new ETag.
 
-        ``keep`` puts it under the profile's object lock, as archives and manifests are.
-
+        ``keep`` puts it under the profile's Object Lock, as archives are: for what is never written again.
         Raises ConflictError when the object exists (``if_absent``), is missing or has another ETag (``if_match``).
         Raises StoreUnavailableError when no answer came: then it may have been written all the same.
         """
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        request: PutObjectRequestTypeDef = {
-            "Bucket": self.bucket,
-            "Key": key,
-            "Body": data,
-            "ContentMD5": digest,
-            "ContentType": "application/json",
-        }
+        request: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": data, "ContentMD5": digest}
+        request |= {"ContentType": "application/json"} | self.protection(keep=keep)
         if if_absent:
             request["IfNoneMatch"] = "*"
         if if_match is not None:
             request["IfMatch"] = f'"{if_match}"'
-        with vendor_errors("write", self.where(key)):
-            try:
-                return self.client.put_object(**request)["ETag"].strip('"')
-            except self.client.exceptions.ClientError as error:
-                # The first attempt may have been obeyed and only its answer lost; then the second meets our own bytes.
-                repeated = error.response["ResponseMetadata"].get("RetryAttempts", 0)
-                if repeated and (etag := self._if_held(key, data)) is not None:
-                    return etag
-                raise
+        try:
+            with vendor_errors("write", self.where(key)):
+                return self._put(request, key, data)
+        except BackupNotFoundError:  # how AWS answers If-Match where nothing is; SeaweedFS says 412
+            msg = f"Cannot write {self.where(key)}: the condition does not hold, somebody else has deleted it."
+            raise ConflictError(msg) from None
+
+    def _put(self, request: dict[str, Any], key: str, data: bytes) -> str:
+        try:
+            return self.client.put_object(**request)["ETag"].strip('"')
+        except self.client.exceptions.ClientError as error:
+            # The first attempt may have been obeyed and only its answer lost; then the second meets our own bytes.
+            repeated = error.response["ResponseMetadata"].get("RetryAttempts", 0)
+            if repeated and (etag := self._if_held(key, data)) is not None:
+                return etag
+            raise
 
     def _if_held(self, key: str, data: bytes) -> str | None:
         try:
@@ -171,6 +222,7 @@ class Store:
             etag=found["ETag"].strip('"'),
             modified=found["LastModified"],
             metadata=found["Metadata"],
+            locked_until=found.get("ObjectLockRetainUntilDate"),
         )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -199,9 +251,15 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects one by one in that order; one that is not there is fine.
 
+        With keys that may not delete (``can_delete``) nothing is asked, and nothing raised: what stays is for whoever
+        prunes. In a bucket with Object Lock the object is hidden, and its bytes stay until the lock has ended.
         Raises StoreRefusedError after trying all when some may not be deleted (object lock, no right). One request
         each, because the request for many carries a checksum that stores other than AWS do not all know.
         """
+        if not self.can_delete:
+            for key in keys:
+                _log.info("%s stays: the keys may not delete.", self.where(key))
+            return
         refused: list[StoreRefusedError] = []
         for key in keys:
             try:
@@ -224,19 +282,44 @@ class Store:
         progress: Progress = no_progress,
         expected_bytes: int | None = None,
     ) -> Uploaded:
-        """Write an archive to a new key, hashing it on the way; memory is at most part_bytes x parts_in_flight.
+        """Write an archive to a new key, hashing it on the way, under the profile's lock.
+
+        Memory is at most part_bytes x parts_in_flight, or two parts where a large archive needs larger ones.
 
         Every part carries a Content-MD5 that the store verifies. ``progress`` gets the bytes of each finished part
         and 0 about once a second while waiting; what it raises, and what ``blocks`` raises, ends the upload.
         On any failure nothing stays behind: no upload, no object. The caller closes ``blocks``.
 
-        Raises ConflictError when the key exists: an archive is never overwritten, delete it first. Raises
+        Raises RepositoryError, before a byte is read, when it is larger than the provider allows. Raises
+        ConflictError when the key exists: an archive is never overwritten, delete it first. Raises
         ArchiveDamagedError when the source gave other than ``expected_bytes``, or the store holds another size.
         """
-        profile = self.profile
-        plan = plan_parts(profile.part_bytes, profile.parts_in_flight, expected_bytes)
-        upload = ArchiveUpload(self._boto_once, self.bucket, key, plan, 2 * profile.read_timeout_seconds, progress)
+        plan, patience = self._plan_parts(key, expected_bytes), 2 * self.profile.read_timeout_seconds
+        protection = self.protection(keep=True)
+        upload = ArchiveUpload(self._boto_once, self.bucket, key, plan, patience, progress, protection)
         return upload.send(blocks, dict(metadata or {}), expected_bytes)
+
+    def _plan_parts(self, key: str, expected_bytes: int | None) -> PartPlan:
+        profile = self.profile
+        limits = PartPlan(profile.part_bytes, profile.parts_in_flight, profile.max_parts)
+        return plan_parts(self.where(key), limits, expected_bytes, profile.max_object_bytes)
+
+    def continue_upload(
+        self,
+        unfinished: UnfinishedUpload,
+        blocks_from: Callable[[int], Iterable[bytes]],
+        *,
+        expected_bytes: int,
+        progress: Progress = no_progress,
+    ) -> Uploaded:
+        """Continue an archive's upload that a dead run left, after the parts that the store has of it.
+
+        ``blocks_from`` gives the blocks from a byte on. No sha256 comes back: reading the archive back fixes it. On any
+        failure the upload is aborted; ConflictError also when somebody else has ended it.
+        """
+        plan, patience = self._plan_parts(unfinished.key, expected_bytes), 2 * self.profile.read_timeout_seconds
+        upload = ArchiveUpload(self._boto_once, self.bucket, unfinished.key, plan, patience, progress)
+        return upload.go_on(unfinished.upload_id, blocks_from, expected_bytes)
 
     def read(self, key: str, *, expected_bytes: int, etag: str | None = None) -> Iterator[bytes]:
         """An archive's bytes in blocks of at most 1 MiB, taken up again where a stall, reset or short body ended them.
@@ -270,6 +353,20 @@ class Store:
         """Abort every multipart upload under the folder ``prefix``; how many. Only for who holds the lease of it."""
         found = self.uploads(prefix)
         for upload in found:
-            with suppress(ConflictError), vendor_errors("abort the upload of", self.where(upload.key)):
+            with (
+                suppress(ConflictError),
+                self._if_allowed(),
+                vendor_errors("abort the upload of", self.where(upload.key)),
+            ):
                 self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
         return len(found)
+
+    @contextmanager
+    def _if_allowed(self) -> Iterator[None]:
+        """Of keys that may not delete, some providers withhold this too; the bucket's lifecycle then ends uploads."""
+        try:
+            yield
+        except StoreRefusedError as error:
+            if self.can_delete:
+                raise
+            _log.warning("An unfinished upload stays: %s", error.message)

@@ -18,6 +18,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self.writes: list[str] = []
+        self.kept: set[str] = set()
+        self.can_delete = True
         self.before: Callable[[str, str], None] = lambda _operation, _key: None
         self.after: Callable[[str, str], None] = lambda _operation, _key: None
         self._lock = threading.Lock()
@@ -25,13 +27,15 @@ class MemoryStore:
     def put_document(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None, keep: bool = False
     ) -> str:
-        """Write on a condition."""
+        """Write on a condition; ``kept`` notes what would be locked."""
         self.before("put", key)
         with self._lock:
             held = self.objects.get(key)
             if (if_absent and held) or (if_match is not None and (held is None or held[1].etag != if_match)):
                 raise ConflictError(f"{key} is not as it was.")
             etag = self._keep(key, data, {})
+            if keep:
+                self.kept.add(key)
         self.after("put", key)
         return etag
 
@@ -64,8 +68,8 @@ class MemoryStore:
         return sorted({rest.split("/")[0] for rest in rests if "/" in rest})
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete in order; missing is fine."""
-        for key in keys:
+        """Delete in order; missing is fine; nothing when it may not."""
+        for key in keys if self.can_delete else ():
             self.before("delete", key)
             self.objects.pop(key, None)
 
