@@ -9,6 +9,7 @@ from ferry.qdrant.http import NotFoundError, path_of
 from ferry.qdrant.node import Node
 
 _SILENT_AFTER_SECONDS = 5.0
+_LONGEST_INTERVAL_SECONDS = 60.0  # asked more seldom than this it would be no watchdog
 _STRICT_SHARE = 0.05  # of the reads that a collection's strict mode allows a minute; the others are its users'
 
 
@@ -79,4 +80,4 @@ class ShardQuestion:
         except NodeError:
             return 0.0
         limit = strict.get("read_rate_limit") if strict.get("enabled") else None
-        return 60 / (limit * _STRICT_SHARE) if limit else 0.0
+        return min(60 / (limit * _STRICT_SHARE), _LONGEST_INTERVAL_SECONDS) if limit else 0.0

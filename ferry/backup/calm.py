@@ -18,6 +18,7 @@ _SLOWEST_SHARE = 0.1
 _KEPT_READINGS = 10_000  # of one snapshot; the worst of all is kept apart
 _NOTEWORTHY_MS = 100.0
 _NOTEWORTHY_TIMES = 3.0
+_NOTEWORTHY_SECONDS = 1.0
 
 
 def wait_until(now: datetime, quiet_hours: Sequence[str], timezone: str) -> datetime | None:
@@ -201,15 +202,19 @@ class Held(Value):
     slowed_seconds: float = 0.0
     paused_seconds: float = 0.0
 
+    def noteworthy(self) -> bool:
+        """Whether it took longer for that than one disturbed moment does."""
+        return self.waited_seconds + self.slowed_seconds + self.paused_seconds >= _NOTEWORTHY_SECONDS
+
 
 def findings(label: str, collection: str, measured: Measured, held: Held, *, limited: bool) -> tuple[Finding, ...]:
     """What an operator should know of one snapshot; nothing where answers stayed quick and nothing was held back."""
     worst, before = measured.worst_ms or 0.0, measured.before_ms or 0.0
     slow = worst >= max(_NOTEWORTHY_MS, _NOTEWORTHY_TIMES * before)
     blind = limited and measured.unmeasured is not None
-    if not (slow or blind or measured.silent or held != Held()):
+    if not (slow or blind or measured.silent or held.noteworthy()):
         return ()
-    worrying = blind or measured.silent or held.paused_seconds
+    worrying = blind or measured.silent or held.paused_seconds >= _NOTEWORTHY_SECONDS
     return (
         Finding(
             severity="warning" if worrying else "info",
@@ -234,7 +239,7 @@ def answers_text(label: str, measured: Measured) -> str:
 def _held_texts(measured: Measured, held: Held, *, limited: bool) -> list[str]:
     texts = []
     if measured.silent:
-        texts.append(f"{measured.silent} questions got no answer.")
+        texts.append(f"No answer at all came to {measured.silent} of the questions.")
     if limited and measured.unmeasured is not None:
         texts.append(
             f"Its answer times could not be measured all the while, so limits did not hold: {measured.unmeasured}"

@@ -117,7 +117,7 @@ class Guard:
 
     def _rest(self) -> None:
         ended = _ended.get(self._question.node_url)
-        if ended is not None:
+        if ended is not None and self._policy.pause_seconds:
             self._sleep(ended + self._policy.pause_seconds - self._clock.monotonic())
 
     def _wait_for_hours(self, deadline: float) -> bool:
