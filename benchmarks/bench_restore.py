@@ -20,7 +20,7 @@ from ferry.lanes import Job
 from ferry.models import Progress, no_progress
 from ferry.qdrant.http import path_of
 from ferry.repository.manifest import ArchiveRecord
-from ferry.restore import preflight, steps
+from ferry.restore import preflight, source, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.restore.run import run_restore
 
@@ -120,7 +120,7 @@ class Call:
 def _call(connections: Connections, plan: RestorePlan, replica: steps.ReplicaWork) -> Call:
     archive = _archive_of(plan, replica)
     path = path_of("collections", plan.target, "shards", replica.shard_id, "snapshots", "recover")
-    location = connections.store.presign(steps.object_key(connections, plan, archive))
+    location = connections.store.presign(source.object_key(connections, plan, archive))
     body = {"location": location, "priority": "no_sync", "checksum": archive.sha256}
     return Call(f"{replica.node.url}{path}?wait=true", body)
 

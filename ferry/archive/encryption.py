@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from ferry.archive.pipe import piped
+from ferry.archive.pipe import Pump, piped
 from ferry.errors import ArchiveDamagedError, ConfigurationError, WrongKeyError
 from ferry.models import Value
 from ferry.profiles import Encryption
@@ -114,13 +114,19 @@ def decoded(identity: SecretStr | None, form: StoredForm, where: str, blocks: It
 
 def _opened(keys: list[Any], form: StoredForm, where: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
     pyrage = _pyrage()
-    try:
-        yield from piped(lambda reader, writer: pyrage.decrypt_io(reader, writer, keys), blocks)
-    except pyrage.DecryptError as error:
-        if _NO_MATCH in str(error):
-            raise wrong_key(form.key_id, where, [str(key.to_public()) for key in keys]) from None
-        msg = f"{where} cannot be decrypted: {error}. Its bytes are not those that were encrypted for {form.key_id}."
-        raise ArchiveDamagedError(msg, "Use another backup, and make one now.") from None
+
+    def work(reader: Pump, writer: Pump) -> None:
+        try:
+            pyrage.decrypt_io(reader, writer, keys)
+        except (pyrage.DecryptError, OSError) as error:  # behind the header it raises OSError (seen with pyrage 1.4)
+            if _NO_MATCH in str(error):
+                raise wrong_key(form.key_id, where, [str(key.to_public()) for key in keys]) from None
+            msg = (
+                f"{where} cannot be decrypted: {error}. Its bytes are not those that were encrypted for {form.key_id}."
+            )
+            raise ArchiveDamagedError(msg, "Use another backup, and make one now.") from None
+
+    return piped(work, blocks)
 
 
 def require_identity(identity: SecretStr | None, key_id: str | None, where: str) -> SecretStr:
@@ -173,9 +179,7 @@ def require_keys(encryption: Encryption, identity: SecretStr | None, *, reads_ba
         return
     have = public_keys(identity)
     if not set(have) & set(encryption.recipients):
-        msg = (
-            f"encryption.identity is of {', '.join(have)}, which is none of the recipients: it could not be read back."
-        )
+        msg = f"encryption.identity is of {', '.join(have)}, which is no recipient: nothing could be read back."
         raise ConfigurationError(msg, f"Add {have[0]} to repositories.NAME.encryption.recipients, or set its identity.")
 
 

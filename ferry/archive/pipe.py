@@ -41,7 +41,7 @@ class Pump:
         self._made: list[bytes] = []
         self._current = io.BytesIO()
         self._hungry = self._all_given = self._told_to_stop = self._done = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         # A daemon: an iterator that nobody closes must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, args=(work,), name="ferry-pipe", daemon=True)
         self._thread.start()
@@ -95,7 +95,7 @@ class Pump:
     def _run(self, work: Callable[["Pump", "Pump"], None]) -> None:
         try:
             work(self, self)
-        except Exception as error:  # noqa: BLE001 - raised again where the blocks are asked for
+        except BaseException as error:  # noqa: BLE001 - a panic too is raised again where the blocks are asked for
             self._error = error
         finally:
             with self._changed:

@@ -3,18 +3,21 @@
 A trial that fails never hides another one: each catches its own errors, and every profile is tried by itself.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
+from ferry.archive.encryption import Encoder, decoded, require_keys
 from ferry.errors import ConfigurationError, FerryError
 from ferry.models import ClusterLayout, NodeInfo, Value, now
-from ferry.profiles import ClusterProfile, RepositoryProfile, WorkerSettings
+from ferry.profiles import ClusterProfile, Encryption, RepositoryProfile, WorkerSettings
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.resources import read_headroom, readable_bytes
 from ferry.qdrant.rights import RIGHTS, Right, refusal
+from ferry.repository.kms import find_identity
 from ferry.repository.probe import probe
 from ferry.repository.store import Store
 from ferry.settings import Settings, config_path
@@ -103,11 +106,27 @@ def _try_repository(profile: RepositoryProfile, trials: Trials) -> None:
     if profile.ca_file is not None and not profile.ca_file.is_file():  # boto3 would say only "OSError"
         msg = f"ca_file names {profile.ca_file}, which is no file."
         raise ConfigurationError(msg)
+    if profile.encryption is not None:
+        trials.attempt("encryption keys", partial(_try_keys, profile, profile.encryption))
     for result in probe(Store(profile)):
         if result.ok:
             trials.passed(result.name, result.detail)
         else:
             trials.failed(result.name, result.detail, result.remedy)
+
+
+def _try_keys(profile: RepositoryProfile, encryption: Encryption) -> str:
+    """A few bytes there and back; without an identity, there."""
+    identity = find_identity(profile)
+    require_keys(encryption, identity, reads_back=False)
+    encoder = Encoder(encryption, [b"ferry"])
+    data = b"".join(encoder.blocks())
+    told = f"{len(encryption.recipients)} recipients, archives are named after {encoder.key_id}"
+    if identity is None:
+        return f"{told}; no identity: only proof `bytes`, and no restore here"
+    form = encoder.form((len(data), hashlib.sha256(data).hexdigest()))
+    b"".join(decoded(identity, form, "a trial", [data]))
+    return f"{told}; the identity opens what they get"
 
 
 def _try_cluster(name: str, profile: ClusterProfile, trials: Trials) -> None:

@@ -185,12 +185,18 @@ def _reasons(
         if manifest.kind == "shard"
         else "shards cut out of the nodes' collection snapshots and uploaded to every replica"
     )
+    sealed = sorted({archive.key_id or "" for archive in manifest.archives if archive.encoding != "plain"})
     reasons = [
         f"{len(manifest.layout)} shards on {len(layout.nodes)} nodes: {path}",
         "created first with the source's configuration: a recover into a missing collection loses replicas "
         "(Qdrant 6575, 7851)",
         "priority no_sync on every replica from the same archive: no replica goes Dead, nothing is re-sent",
     ]
+    if sealed:
+        reasons.append(
+            f"encrypted for {', '.join(sealed)}: nodes cannot read it from the bucket, so this worker decrypts each "
+            "archive and uploads it"
+        )
     if factor != wanted:
         reasons.append(f"replication factor {factor} instead of {wanted}: there are {len(layout.nodes)} nodes")
     if request.alias:

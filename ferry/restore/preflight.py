@@ -12,7 +12,8 @@ from ferry.repository.journal import Entry, unsettled
 from ferry.repository.lease import Lease, acquire
 from ferry.repository.manifest import CollectionManifest
 from ferry.restore.plan import RestorePlan, RestoreRequest, plan_restore, target_name
-from ferry.restore.steps import drop, require_archives
+from ferry.restore.source import require_archives
+from ferry.restore.steps import drop
 from ferry.verify.spool import require_spool
 
 log = logging.getLogger(__name__)

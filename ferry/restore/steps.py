@@ -1,19 +1,15 @@
 """The steps of a restore: create the target, recover each replica, settle, and put into service by an alias."""
 
-import hashlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from glob import escape
 
-from ferry.archive.node_archive import split_shard
 from ferry.connections import Connections
 from ferry.errors import (
     FerryError,
     NodeRefusedError,
     NodeUnreachableError,
-    PreflightError,
     RestoreError,
     SnapshotError,
 )
@@ -22,9 +18,9 @@ from ferry.qdrant import points, snapshots
 from ferry.qdrant.http import NoSpaceError, NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
 from ferry.qdrant.schema import restore_mark, schema_differences, unmark_restore
-from ferry.repository.manifest import ArchiveRecord, ShardRecord
+from ferry.repository.manifest import ArchiveRecord
 from ferry.restore.plan import RestorePlan
-from ferry.verify.archive import spooled
+from ferry.restore.source import by_url, object_key, source_of, upload_replica
 from ferry.verify.replica import ReplicaVerdict, verify_replica
 
 log = logging.getLogger(__name__)
@@ -58,17 +54,6 @@ class RecoveredReplica(Value):
     bytes: int
     seconds: float
     findings: tuple[Finding, ...] = ()
-
-
-def require_archives(connections: Connections, plan: RestorePlan) -> None:
-    """Raise PreflightError when an object is missing or of another size, before anything is created."""
-    for archive in plan.manifest.archives:
-        key = object_key(connections, plan, archive)
-        found = connections.store.head(key)
-        if found is None or found.bytes != archive.bytes:
-            what = "is missing" if found is None else f"has {found.bytes} bytes instead of {archive.bytes}"
-            msg = f"{key} {what}, so {plan.manifest.collection} cannot be restored from {plan.manifest.backup_id}."
-            raise PreflightError(msg, "Choose another backup: python -m ferry list")
 
 
 def create_target(connections: Connections, plan: RestorePlan) -> list[ReplicaWork]:
@@ -135,11 +120,11 @@ def recover_replica(connections: Connections, work: ReplicaWork, progress: Progr
     Raises RestoreError or NodeError; the same call again is safe, it replaces what an earlier one left.
     """
     node = connections.cluster.node(work.node.peer_id)
-    shard, archive = _source(work)
+    shard, archive = source_of(work.plan, work.shard_id)
     node.require_identity()
     started, findings = time.monotonic(), []
     path = "upload"
-    if archive.kind == "shard":
+    if by_url(archive):
         try:
             _recover_from_url(connections, work, archive)
             path = "url"
@@ -152,7 +137,7 @@ def recover_replica(connections: Connections, work: ReplicaWork, progress: Progr
             log.warning("%s: by address failed, uploading instead: %s", work.label, error.message)
             findings.append(_fallback_finding(work, error))
     if path == "upload":
-        _upload(connections, node, work, archive, progress)
+        upload_replica(connections, node, work.plan, work.shard_id, progress)
     node.require_identity()
     return RecoveredReplica(
         shard_id=shard.shard_id,
@@ -179,7 +164,7 @@ def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
 
     Raises ReplyLostError, which is tried again, when the node was restarted; SnapshotError at the deadline.
     """
-    shard, _ = _source(work)
+    shard, _ = source_of(work.plan, work.shard_id)
     deadline = time.monotonic() + node.profile.snapshot_timeout_seconds
     silence = snapshots.Silence(node)
     while time.monotonic() < deadline:
@@ -201,31 +186,6 @@ def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
             raise ReplyLostError(msg)
     msg = f"{work.label}: nobody knows whether the node has recovered the shard."
     raise SnapshotError(msg, "Look at the node's log, then run the restore again.")
-
-
-def _upload(
-    connections: Connections, node: Node, work: ReplicaWork, archive: ArchiveRecord, progress: Progress
-) -> None:
-    key = object_key(connections, work.plan, archive)
-    if archive.kind == "shard":
-        blocks = connections.store.read(key, expected_bytes=archive.bytes)
-        told = _told(blocks, progress)
-        snapshots.upload_shard(node, work.plan.target, work.shard_id, told, archive.bytes, archive.sha256)
-        return
-    with spooled(connections, key, (archive.bytes, archive.sha256), progress) as path:
-        part = path.with_name("shard.snapshot")
-        split_shard(path, work.shard_id, part)
-        with part.open("rb") as file:
-            blocks = iter(lambda: file.read(1 << 20), b"")
-            size, sha256 = part.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            snapshots.upload_shard(node, work.plan.target, work.shard_id, _told(blocks, progress), size, sha256)
-
-
-def _told(blocks: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
-    for block in blocks:
-        progress(len(block))
-        yield block
 
 
 def _fallback_finding(work: ReplicaWork, error: FerryError) -> Finding:
@@ -261,7 +221,7 @@ def settle_target(connections: Connections, plan: RestorePlan, progress: Progres
 
 def verify_restored(connections: Connections, work: ReplicaWork, progress: Progress = no_progress) -> ReplicaVerdict:
     """Compare one recovered replica with the proof of its shard."""
-    shard, _ = _source(work)
+    shard, _ = source_of(work.plan, work.shard_id)
     node = connections.cluster.node(work.node.peer_id)
     node.require_identity()
     return verify_replica(node, work.plan.target, shard.shard_id, shard.proof, work.plan.request.verify, progress)
@@ -372,17 +332,3 @@ def _first_marked(nodes: list[Node], collection: str, restore_id: BackupId) -> N
         raise failed
     log.warning("%s bears no mark of restore %s; it is left as it is", collection, restore_id)
     return None
-
-
-def object_key(connections: Connections, plan: RestorePlan, archive: ArchiveRecord) -> str:
-    """Where an archive of the plan's backup lies in the bucket."""
-    manifest = plan.manifest
-    return connections.keys.collection_prefix(manifest.cluster, manifest.backup_id, manifest.collection) + archive.key
-
-
-def _source(work: ReplicaWork) -> tuple[ShardRecord, ArchiveRecord]:
-    for shard, archive in work.plan.manifest.best_shards():
-        if shard.shard_id == work.shard_id:
-            return shard, archive
-    msg = f"{work.label}: the manifest has no archive of that shard."
-    raise RestoreError(msg)
