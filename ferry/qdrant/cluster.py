@@ -49,11 +49,13 @@ def select_collections(names: Sequence[str], include: Sequence[str] = ("*",), ex
             there = ", ".join(sorted(names)) or "none"
             msg = f"The pattern {pattern!r} matches no collection. There are: {there}."
             raise ConfigurationError(msg, "Correct the pattern, or leave it out.")
-    return sorted(
-        name
-        for name in names
-        if any(_matches(name, pattern) for pattern in include)
-        and not any(_matches(name, pattern) for pattern in exclude)
+    return sorted(name for name in names if is_chosen(name, include, exclude))
+
+
+def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether the patterns choose a collection of that name."""
+    return any(_matches(name, pattern) for pattern in include) and not any(
+        _matches(name, pattern) for pattern in exclude
     )
 
 

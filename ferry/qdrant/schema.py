@@ -68,6 +68,7 @@ def schema_differences(
     source_payload_schema: Mapping[str, Any],
     target_config: Mapping[str, Any],
     target_payload_schema: Mapping[str, Any],
+    called: tuple[str, str] = ("in the source", "in the target"),
 ) -> list[str]:
     """Every setting in which two collections differ, as sentences; empty when they are the same.
 
@@ -84,7 +85,7 @@ def schema_differences(
         if {} in (source.get(path), target.get(path)) and any(other.startswith(f"{path}.") for other in paths)
     }
     return [
-        f"{path}: {_shown(source, path)} in the source, {_shown(target, path)} in the target"
+        f"{path}: {_shown(source, path)} {called[0]}, {_shown(target, path)} {called[1]}"
         for path in sorted(paths - filled)
         if source.get(path) != target.get(path)
     ]
@@ -150,7 +151,8 @@ def _comparable(config: Mapping[str, Any], payload_schema: Mapping[str, Any]) ->
     }
     settings = {key: value for key, value in config.items() if key != "metadata"}
     leaves = dict(_leaves(_without_nulls(settings), ""))
-    leaves |= dict(_leaves(_without_nulls(indexes), "payload index "))
+    if indexes:
+        leaves |= dict(_leaves(_without_nulls(indexes), "payload index "))
     leaves |= {f"metadata.{key}": [value] for key, value in (_own_metadata(config) or {}).items()}
     return {path: value for path, value in leaves.items() if path not in _PLACEMENT}
 

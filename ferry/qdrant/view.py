@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ferry.errors import SnapshotError
 from ferry.models import NodeInfo, PeerId, ShardId, ShardKey
 from ferry.qdrant.node import STANDALONE_PEER, Node
 
@@ -70,6 +71,19 @@ def read_collection_views(node: Node, names: Sequence[str]) -> dict[str, Collect
     """Read many collections from one node, a few at a time."""
     with ThreadPoolExecutor(max_workers=_AT_A_TIME, thread_name_prefix="ferry-view") as pool:
         return dict(zip(names, pool.map(lambda name: read_collection_view(node, name), names), strict=True))
+
+
+def require_active(node: Node, name: str, shard_ids: Iterable[ShardId]) -> None:
+    """Raise SnapshotError unless this node's own replicas of these shards are Active, or Listeners, at this moment.
+
+    Qdrant makes a snapshot of a replica in any state (1.16 to 1.19): one that is being filled again after it was Dead
+    gives an archive that opens and lacks points. So this is asked before and after a snapshot is made.
+    """
+    local = {ShardId(shard["shard_id"]): shard["state"] for shard in node.collection_cluster(name)["local_shards"]}
+    for shard_id in shard_ids:
+        if (state := local.get(shard_id, "no longer here")) not in ("Active", "Listener"):
+            msg = f"Shard {shard_id} of {name} on {node.label} is {state}: a snapshot of it may lack points."
+            raise SnapshotError(msg, "Wait until its replicas are Active, or repair them, then run the backup again.")
 
 
 def collection_uuids(telemetry: Mapping[str, Any]) -> dict[str, str]:
