@@ -30,8 +30,8 @@ class Question(Protocol):
         """Ask once and wait for the answer."""
         ...
 
-    def least_interval_seconds(self) -> float:
-        """How seldom it must be asked so as not to use up what is allowed to others."""
+    def least_interval_seconds(self) -> float | None:
+        """How seldom it must be asked so as not to use up what is allowed to others; None: no answer came."""
         ...
 
 
@@ -73,11 +73,15 @@ class ShardQuestion:
             return Answer("refused", error.message)
         return Answer("answered")
 
-    def least_interval_seconds(self) -> float:
+    def least_interval_seconds(self) -> float | None:
         """So seldom that strict mode's reads a minute stay for its users; 0 where it does not count them."""
+        path = path_of("collections", self._collection)
         try:
-            strict = self._node.collection(self._collection)["config"].get("strict_mode_config") or {}
+            found = self._node.request("GET", path, timeout=self._timeout_seconds)
+        except NodeUnreachableError:
+            return None
         except NodeError:
             return 0.0
+        strict = found["config"].get("strict_mode_config") or {}
         limit = strict.get("read_rate_limit") if strict.get("enabled") else None
         return min(60 / (limit * _STRICT_SHARE), _LONGEST_INTERVAL_SECONDS) if limit else 0.0

@@ -221,9 +221,20 @@ class Guard:
     def _keep_asking(self) -> None:
         if self._closing.wait(min(_FIRST_LOOK_SECONDS, self._policy.answers.interval_seconds)):
             return
-        interval = max(self._policy.answers.interval_seconds, self._question.least_interval_seconds())
+        interval = max(self._policy.answers.interval_seconds, self._least_interval_seconds())
         while not self._closing.wait(interval if self._ask() else max(interval, _REFUSED_PAUSE_SECONDS)):
             pass
+
+    def _least_interval_seconds(self) -> float:
+        """What strict mode leaves; asking that waits for the same locks as a read, so it counts as one."""
+        self._times.asked(self._clock.monotonic())
+        seconds = self._question.least_interval_seconds()
+        at = self._clock.monotonic()
+        if seconds is None:
+            self._times.unanswered(at)
+        else:
+            self._times.answered(at)
+        return seconds or 0.0
 
     def _ask(self) -> bool:
         """Ask once and note the time; whether that measured anything."""

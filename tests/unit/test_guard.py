@@ -55,7 +55,7 @@ class FakeQuestion:
         self.clock.seconds += self.ms / 1000
         return self.answer
 
-    def least_interval_seconds(self) -> float:
+    def least_interval_seconds(self) -> float | None:
         return 0.0
 
 
