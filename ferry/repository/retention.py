@@ -146,7 +146,7 @@ class _Planner:
             yield Finding(
                 severity="info",
                 subject="retention",
-                message=f"{len(dropped)} backups are kept only for {gone}, which the newest complete backup does not hold.",
+                message=f"{len(dropped)} backups are kept only for {gone}; the newest complete backup holds none.",
                 remedy="If these collections are no longer wanted, set forget_dropped_days in the policy's retention.",
             )
 

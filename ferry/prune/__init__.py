@@ -1,0 +1,1 @@
+"""Deleting backups that no rule keeps, and what nobody needs any more."""
