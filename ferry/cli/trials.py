@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from functools import partial
 
 from ferry.archive.encryption import Encoder, decoded, require_keys
-from ferry.errors import ConfigurationError, FerryError
+from ferry.errors import FerryError
 from ferry.models import ClusterLayout, NodeInfo, Value, now
 from ferry.profiles import ClusterProfile, Encryption, RepositoryProfile, WorkerSettings
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.resources import read_headroom, readable_bytes
 from ferry.qdrant.rights import RIGHTS, Right, refusal
+from ferry.repository.conformance import passed, read_conformance
 from ferry.repository.kms import find_identity
+from ferry.repository.layout import Keys
 from ferry.repository.probe import probe
 from ferry.repository.store import Store
 from ferry.settings import Settings, config_path
@@ -103,16 +105,25 @@ def _try_worker(worker: WorkerSettings, trials: Trials) -> None:
 
 
 def _try_repository(profile: RepositoryProfile, trials: Trials) -> None:
-    if profile.ca_file is not None and not profile.ca_file.is_file():  # boto3 would say only "OSError"
-        msg = f"ca_file names {profile.ca_file}, which is no file."
-        raise ConfigurationError(msg)
+    store = Store(profile)
     if profile.encryption is not None:
         trials.attempt("encryption keys", partial(_try_keys, profile, profile.encryption))
-    for result in probe(Store(profile)):
+    results = probe(store)
+    for result in results:
         if result.ok:
             trials.passed(result.name, result.detail)
         else:
             trials.failed(result.name, result.detail, result.remedy)
+    if results[0].ok:
+        trials.attempt("trials on record", partial(_recorded, store))
+
+
+def _recorded(store: Store) -> str:
+    """What the last backup has noted of the bucket; doctor itself writes nothing that stays."""
+    held = passed(read_conformance(store, Keys(store.profile.prefix)), store.profile)
+    if held is None:
+        return "none with these settings; the next backup tries the bucket first"
+    return f"{len(held.results)} passed on {held.at:%Y-%m-%d %H:%M} UTC"
 
 
 def _try_keys(profile: RepositoryProfile, encryption: Encryption) -> str:

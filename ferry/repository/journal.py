@@ -1,10 +1,15 @@
-"""What a run may leave behind, noted in the bucket before it is made, so that the next start can tidy after a kill."""
+"""What a run may leave behind, noted in the bucket before it is made, so that the next start can tidy after a kill.
+
+An entry that is settled is deleted. With keys that may not delete it is overwritten by an empty object instead, which a
+listing shows without reading it; the bucket's lifecycle takes those away (docs/stores.md).
+"""
 
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Literal
 
 import orjson
@@ -69,11 +74,33 @@ class Journal:
 
     def settle(self, entry: Entry) -> None:
         """Forget a thing, after it is gone or counted. Twice is fine."""
-        self._store.delete([entry.key])
+        self._forget(entry.key)
+
+    def drop(self, kind: EntryKind, name: str) -> None:
+        """Forget a thing by its name, without reading what was noted. Twice is fine."""
+        self._forget(self._key(kind, name))
 
     def entries(self) -> list[Entry]:
         """All that is not settled, in the order in which it was noted."""
-        return _in_order(self._existing(self._store.list(self._prefix)))
+        return _in_order(self.read_all(self._store.list(self._prefix)))
+
+    def read_all(self, objects: Iterable[ObjectInfo]) -> Iterator[Entry]:
+        """The entries that these objects of this run are, without what is settled or not understood."""
+        for info in objects:
+            if info.bytes == 0:
+                continue
+            try:
+                entry = self._read(info.key)
+            except BackupNotFoundError:
+                continue  # settled meanwhile by another worker
+            if entry is not None:
+                yield entry
+
+    def _forget(self, key: str) -> None:
+        if self._store.can_delete:
+            self._store.delete([key])
+        elif self._store.head(key) is not None:
+            self._store.put_document(key, b"")
 
     @property
     def _prefix(self) -> str:
@@ -90,17 +117,10 @@ class Journal:
         self._store.put_document(key, orjson.dumps(note.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
         return self._entry(key, note)
 
-    def _existing(self, objects: Iterable[ObjectInfo]) -> Iterator[Entry]:
-        for info in objects:
-            try:
-                entry = self._read(info.key)
-            except BackupNotFoundError:
-                continue  # settled meanwhile by another worker
-            if entry is not None:
-                yield entry
-
     def _read(self, key: str) -> Entry | None:
         data, _ = self._store.get_document(key)
+        if not data:
+            return None
         try:
             return self._entry(key, _Note.model_validate_json(data))
         except ValidationError:
@@ -114,15 +134,17 @@ class Journal:
 def unsettled(store: ObjectStore, keys: Keys, cluster: str) -> list[Entry]:
     """All that runs on a cluster may have left behind, in the order in which it was noted.
 
-    A run that is still at work is among them: only the holder of its lease may act on what it finds.
+    A run that is still at work is among them: only the holder of its lease may act on what it finds. One listing in
+    all, however many runs have left settled entries that nobody could delete.
     """
+    prefix = keys.runs_prefix(cluster)
     found: list[Entry] = []
-    for folder in store.list_folders(keys.runs_prefix(cluster)):
+    for folder, objects in groupby(store.list(prefix), lambda info: info.key.removeprefix(prefix).split("/")[0]):
         try:
             run_id = BackupId(decode_name(folder))
         except ConfigurationError:
             continue
-        found += Journal(store, keys, cluster, run_id).entries()
+        found += Journal(store, keys, cluster, run_id).read_all(objects)
     return _in_order(found)
 
 

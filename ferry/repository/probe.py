@@ -7,15 +7,16 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from botocore.exceptions import ClientError
 
 from ferry.errors import ConflictError, FerryError, StoreRefusedError, StoreUnavailableError
-from ferry.models import Value
+from ferry.models import Value, now
 from ferry.repository.layout import Keys
-from ferry.repository.refusals import DAMAGED_ON_THE_WAY, vendor_errors
+from ferry.repository.refusals import DAMAGED_ON_THE_WAY, clock_skew_seconds, vendor_errors
 from ferry.repository.store import Store
 
 if TYPE_CHECKING:
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 
 _FIRST_PART_BYTES = 5 * 1024 * 1024  # the smallest that S3 allows for a part that is not the last
 _ADDRESS_TIMEOUT_SECONDS = 10.0
+_LOCK_TRIAL = timedelta(hours=1)  # longer than clocks may be apart; the trial's one object stays for so long
 _CONDITIONAL = (
     "Two runs could overwrite each other on this store. Use one with conditional puts "
     "(AWS S3, MinIO since 2024, Ceph since Squid, SeaweedFS)."
+)
+
+_LOCK = (
+    "Object Lock is switched on when the bucket is made: aws s3api create-bucket --bucket NAME "
+    "--object-lock-enabled-for-bucket. The keys need s3:PutObjectRetention and s3:GetObjectRetention. "
+    "See docs/stores.md, or set lock_mode to none and lock_days to 0."
 )
 
 
@@ -49,9 +57,12 @@ class _Failed(Exception):  # noqa: N818 - it never leaves this module
 def probe(store: Store) -> list[ProbeResult]:
     """Try every promise once, in about ten requests and 10 MiB; leaves nothing behind.
 
-    A trial that fails is a result and no error. When the bucket cannot even be listed, nothing else is tried.
+    With keys that may not delete it leaves two objects, always the same two. With Object Lock it leaves one that is
+    locked for an hour. A trial that fails is a result and no error. When the bucket cannot even be listed, nothing else
+    is tried.
     """
-    trials = _Trials(store, f"{Keys(store.profile.prefix).probe_prefix}{uuid4().hex}/")
+    folder = uuid4().hex if store.can_delete else "kept"
+    trials = _Trials(store, f"{Keys(store.profile.prefix).probe_prefix}{folder}/")
     results = [_run(trials.listing, "reach and list")]
     if results[0].ok:
         try:
@@ -61,18 +72,21 @@ def probe(store: Store) -> list[ProbeResult]:
     return results
 
 
-def require_conforming(store: Store) -> None:
+def require_conforming(store: Store) -> list[ProbeResult]:
     """Raise StoreRefusedError when a bucket fails a trial: before the first backup goes there, not after.
 
-    Raises StoreUnavailableError when the store was busy or away meanwhile, which says nothing about what it can do.
+    Returns what the trials showed. Raises StoreUnavailableError when the store was busy or away meanwhile, which says
+    nothing about what it can do.
     """
-    if failed := [result for result in probe(store) if not result.ok]:
+    results = probe(store)
+    if failed := [result for result in results if not result.ok]:
         told = "; ".join(f"{result.name}: {result.detail}" for result in failed)
         if any(result.passing for result in failed):
-            msg = f"Bucket {store.bucket} could not be tried before its first backup. {told}"
+            msg = f"Bucket {store.bucket} could not be tried out. {told}"
             raise StoreUnavailableError(msg, "Nothing was changed. When the store answers again, run it again.")
         msg = f"Bucket {store.bucket} is not fit for backups. {told}"
         raise StoreRefusedError(msg, failed[0].remedy)
+    return results
 
 
 def _run(trial: Callable[[], str], name: str) -> ProbeResult:
@@ -92,10 +106,12 @@ class _Trials:
         self.folder = folder
         self.document = folder + "document.json"
         self.archive = folder + "archive.bin"
+        self.locked = folder + "locked.bin"
+        self.profile = store.profile
 
     def in_order(self) -> dict[str, Callable[[], str]]:
         """Each trial by its name; later ones use what earlier ones wrote."""
-        return {
+        trials: dict[str, Callable[[], str]] = {
             "put and get": self.put_and_get,
             "put only when absent": self.refuse_when_present,
             "put only when unchanged": self.refuse_when_changed,
@@ -105,11 +121,20 @@ class _Trials:
             "abort uploads": self.abort,
             "signed address": self.signed_address,
         }
+        if self.profile.sse != "none":
+            trials["encryption by the store"] = self.encryption
+        if self.profile.lock_mode != "none":
+            trials["object lock"] = self.object_lock
+        return trials
 
     def listing(self) -> str:
         """List an empty folder: address, keys, clock, bucket and the right to list, in one request."""
         list(self.store.list(self.folder))
-        return f"s3://{self.store.bucket}/{self.store.profile.prefix}"
+        with vendor_errors("list", self.store.where(self.folder)):
+            answer = self.store.client.list_objects_v2(Bucket=self.store.bucket, Prefix=self.folder, MaxKeys=1)
+        skew = clock_skew_seconds(answer["ResponseMetadata"])
+        clocks = "" if skew is None else f"; clocks {abs(skew):.0f} s apart"
+        return f"s3://{self.store.bucket}/{self.profile.prefix}{clocks}"
 
     def put_and_get(self) -> str:
         """What is put comes back at once, equal, and is listed at once."""
@@ -117,7 +142,7 @@ class _Trials:
         etag = self.store.put_document(self.document, data)
         if self.store.get_document(self.document) != (data, etag):
             raise _Failed("A document came back otherwise than it was put.", "Do not use this store for backups.")
-        if [found.key for found in self.store.list(self.folder)] != [self.document]:
+        if self.document not in [found.key for found in self.store.list(self.folder)]:
             msg = "A document that was just put is not listed."
             raise _Failed(msg, "The listing of this store lags behind: backups would be overlooked. Use another one.")
         return "equal, and listed at once"
@@ -137,6 +162,7 @@ class _Trials:
         before = self.store.get_document(self.document)
         wrong = base64.b64encode(hashlib.md5(b"what was meant", usedforsecurity=False).digest()).decode()
         request: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.document, "ContentMD5": wrong}
+        request |= self.store.protection(keep=False)
         with vendor_errors("write", self.store.where(self.document)):
             try:
                 self.store.client.put_object(**request, Body=b"what arrived")
@@ -151,19 +177,22 @@ class _Trials:
     def multipart(self) -> str:
         """Two parts become one object that reads back equal."""
         data = os.urandom(_FIRST_PART_BYTES + 1024)
-        self._upload(data)
+        self._upload(data, once=False)
         if b"".join(self.store.read(self.archive, expected_bytes=len(data))) != data:
             raise _Failed("An archive of two parts came back otherwise.", "Do not use this store for backups.")
         return "two parts, read back equal"
 
     def refuse_second_archive(self) -> str:
         """If-None-Match must hold at the end of a multipart upload too."""
-        return self._refused(lambda: self._upload(b"second"), "If-None-Match at the end of a multipart upload")
+        return self._refused(
+            lambda: self._upload(b"second", once=True), "If-None-Match at the end of a multipart upload"
+        )
 
     def abort(self) -> str:
         """An unfinished upload is listed, and gone after it is aborted."""
         with vendor_errors("begin the upload of", self.store.where(self.archive)):
-            self.store.client.create_multipart_upload(Bucket=self.store.bucket, Key=self.archive)
+            where: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.archive}
+            self.store.client.create_multipart_upload(**where, **self.store.protection(keep=False))
         if self.store.abort_uploads(self.folder) == 0:
             msg = "An unfinished upload is not listed."
             raise _Failed(msg, "Add a lifecycle rule to the bucket that ends unfinished uploads after 7 days.")
@@ -195,10 +224,39 @@ class _Trials:
             )
         return "answered without keys"
 
+    def encryption(self) -> str:
+        """What was put was encrypted as the profile says, in one piece and in parts."""
+        for key in (self.document, self.archive):
+            with vendor_errors("look at", self.store.where(key)):
+                found = self.store.client.head_object(Bucket=self.store.bucket, Key=key)
+            if (got := found.get("ServerSideEncryption", "none")) != self.profile.sse:
+                msg = f"{self.store.where(key)} was stored with encryption {got}, not {self.profile.sse}."
+                raise _Failed(msg, "Use a store that offers it, or set sse to none and encryption (docs/stores.md).")
+        return f"{self.profile.sse}, key {found.get('SSEKMSKeyId', 'of the store')}"
+
+    def object_lock(self) -> str:
+        """An object can be locked, and the store says that it is."""
+        data, until = b"locked", now() + _LOCK_TRIAL
+        request: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.locked, "Body": data}
+        request["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        request |= self.store.protection(keep=True) | {"ObjectLockRetainUntilDate": until}
+        try:
+            with vendor_errors("write a locked object", self.store.where(self.locked)):
+                self.store.client.put_object(**request)
+                found = self.store.client.head_object(Bucket=self.store.bucket, Key=self.locked)
+        except StoreRefusedError as error:
+            raise _Failed(error.message, _LOCK) from None
+        mode, held = found.get("ObjectLockMode"), found.get("ObjectLockRetainUntilDate")
+        if mode != self.profile.lock_mode or held is None or abs((held - until).total_seconds()) > 1:
+            raise _Failed(f"The store says of a locked object: mode {mode}, until {held}.", _LOCK)
+        return f"{mode}, {self.profile.lock_days} days for archives and manifests"
+
     def clear(self) -> str:
         """Take away all that was tried; deleting is a right of its own."""
         self.store.abort_uploads(self.folder)
-        self.store.delete([self.document, self.archive])
+        if not self.store.can_delete:
+            return f"not tried, can_delete is false; the objects under {self.store.where(self.folder)} stay"
+        self.store.delete([self.document, self.archive, self.locked])
         if left := [found.key for found in self.store.list(self.folder)]:
             msg = f"{len(left)} objects are still there after they were deleted."
             raise _Failed(
@@ -213,17 +271,16 @@ class _Trials:
             return f"{what} is obeyed"
         raise _Failed(f"The store ignores {what}.", _CONDITIONAL)
 
-    def _upload(self, data: bytes) -> None:
+    def _upload(self, data: bytes, *, once: bool) -> None:
         """By hand, because a part of a profile may be larger than what a trial should move."""
         where: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.archive}
         client = self.store.client
         with vendor_errors("write", self.store.where(self.archive)):
-            upload_id = client.create_multipart_upload(**where)["UploadId"]
+            upload_id = client.create_multipart_upload(**where, **self.store.protection(keep=False))["UploadId"]
             parts: list[CompletedPartTypeDef] = []
             for number, start in enumerate(range(0, len(data), _FIRST_PART_BYTES), 1):
                 part = data[start : start + _FIRST_PART_BYTES]
                 done = client.upload_part(**where, UploadId=upload_id, PartNumber=number, Body=part)
                 parts.append({"PartNumber": number, "ETag": done["ETag"]})
-            client.complete_multipart_upload(
-                **where, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
+            where |= {"IfNoneMatch": "*"} if once else {}
+            client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": parts})

@@ -1,9 +1,10 @@
 """What a store's refusals mean to an operator: the one place where errors of boto3 and s3fs become Ferry's."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -31,6 +32,7 @@ from ferry.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
+from ferry.models import now
 
 _DOCTOR = "Correct the repository profile, then run: python -m ferry doctor"
 # Codes from https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -57,10 +59,18 @@ _REFUSALS: dict[str, tuple[str, str]] = {
     "SignatureDoesNotMatch": ("the secret key does not go with the access key", _DOCTOR),
     "ExpiredToken": ("the temporary keys have expired", "Get new keys for the repository profile, then run it again."),
     "TokenRefreshRequired": ("the temporary keys have expired", "Get new keys, then run it again."),
+    "InvalidToken": ("the store does not know this session token", _DOCTOR),
+    "InvalidTokenId": ("the store does not know this session token", _DOCTOR),
     "NoSuchBucket": ("there is no such bucket", "Create the bucket or correct its name, then: python -m ferry doctor"),
-    "RequestTimeTooSkewed": (
-        "clock skew: this machine's clock and the store's are too far apart for signatures",
-        "Set the clock of this machine by NTP (timedatectl), then run it again.",
+    "KMS.NotFoundException": ("the store does not know sse_kms_key_id", _DOCTOR),
+    "KMS.DisabledException": ("the key of sse_kms_key_id is disabled", "Enable it, then run it again."),
+    "EntityTooLarge": (
+        "the object is larger than this store allows",
+        "Set max_object_bytes of the repository profile to the provider's limit; make more shards.",
+    ),
+    "ObjectLockConfigurationNotFoundError": (
+        "Object Lock is not switched on for this bucket",
+        "Switch it on when the bucket is made (docs/stores.md), or set lock_mode to none and lock_days to 0.",
     ),
     "NotImplemented": (
         "the store does not offer what was asked for",
@@ -72,6 +82,12 @@ _DENIED = (
     "the keys have no right to do that",
     "Grant List, Get, Put, Delete and AbortMultipartUpload on the bucket's prefix, then: python -m ferry doctor",
 )
+_ROLE = (
+    "Correct role_arn, role_external_id, web_identity_token_file or sts_endpoint_url of the repository profile, or the "
+    "trust policy of the role; then: python -m ferry doctor"
+)
+# Stores allow 15 minutes. To a HEAD they give no reason, so a clock that is nearly as far off is taken for it.
+_SKEW_SECONDS = 600
 _NO_KEYS = (
     NoCredentialsError,
     PartialCredentialsError,
@@ -117,6 +133,7 @@ def _raise_for_answer(error: ClientError, action: str, where: str) -> NoReturn:
     code = str(error.response.get("Error", {}).get("Code", "unknown"))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     fact = f"Cannot {action} {where}: "
+    _raise_for_keys(error, code, status, fact)
     if code in _MISSING_CODES:
         raise BackupNotFoundError(fact + "there is no such object.") from None
     if code in _REFUSALS:
@@ -134,6 +151,33 @@ def _raise_for_answer(error: ClientError, action: str, where: str) -> NoReturn:
         raise StoreRefusedError(f"{fact}{_DENIED[0]} ({code}).", _DENIED[1]) from None
     said = without_secrets(str(error.response.get("Error", {}).get("Message", "")))
     raise StoreRefusedError(f"{fact}the store refuses it ({code}, HTTP {status}): {said}") from None
+
+
+def _raise_for_keys(error: ClientError, code: str, status: int, fact: str) -> None:
+    """A role that is refused, and a clock that is off: both come as answers to whatever was asked for."""
+    if error.operation_name.startswith("AssumeRole") and status < 500 and code not in _TRANSIENT_CODES:
+        said = without_secrets(str(error.response.get("Error", {}).get("Message", "")))
+        raise StoreRefusedError(f"{fact}the role was not given ({code}): {said}", _ROLE) from None
+    skew = clock_skew_seconds(error.response.get("ResponseMetadata", {}))
+    if code == "RequestTimeTooSkewed" or (code == "403" and skew is not None and abs(skew) > _SKEW_SECONDS):
+        apart = "is too far from the store's" if skew is None else f"is {abs(skew):.0f} s {_side(skew)} the store's"
+        msg = f"{fact}clock skew: this machine's clock {apart}, too far for signatures ({code})."
+        raise StoreRefusedError(msg, "Set the clock of this machine by NTP (timedatectl), then run it again.") from None
+
+
+def clock_skew_seconds(answer: Mapping[str, Any]) -> float | None:
+    """How far this machine's clock is ahead of the store's, by the Date of an answer's ``ResponseMetadata``.
+
+    None without that header. It is exact to a second or two: the header has whole seconds.
+    """
+    try:
+        return (now() - parsedate_to_datetime(answer["HTTPHeaders"]["date"])).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _side(skew_seconds: float) -> str:
+    return "ahead of" if skew_seconds > 0 else "behind"
 
 
 def _raise_for_failure(error: Exception, action: str, where: str) -> NoReturn:
