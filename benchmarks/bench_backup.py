@@ -17,7 +17,9 @@ from benchmarks.figures import Figure, Target, middle, ratios, timed
 from benchmarks.load import Load
 from benchmarks.stage import Stage
 from ferry.backup import steps
+from ferry.backup.work import Work
 from ferry.qdrant.http import path_of
+from ferry.qdrant.snapshots import delete_snapshot
 from sandbox.s3 import REGION
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def measure(stage: Stage, points: int, rounds: int, warm_rounds: int = 1) -> lis
     return _figures(len(data), results, watch)
 
 
-def _round(stage: Stage, work: steps.Work, data: bytes, client: S3Client, number: int, watch: Load) -> Round:
+def _round(stage: Stage, work: Work, data: bytes, client: S3Client, number: int, watch: Load) -> Round:
     connections = stage.connect()
     work = work.model_copy(update={"backup_id": stage.new_id()})
     made = steps.create_snapshot(connections, work)
@@ -78,16 +80,21 @@ def _round(stage: Stage, work: steps.Work, data: bytes, client: S3Client, number
     # Ferry's step deletes the node's file, so the reading alone comes before it; the writing alone changes its place.
     order: list[Callable[[], float]] = [down, put, script, ferry] if number % 2 else [down, ferry, script, put]
     seconds = {way.__name__: way() for way in order}
-    connections.store.delete([steps.archive_key(connections, work), RAW_KEY])
+    journal = connections.journal(work.backup_id)
+    for entry in journal.entries():
+        connections.store.delete([entry.detail["key"]])
+        journal.settle(entry)
+    connections.store.delete([RAW_KEY])
     return Round(**seconds)
 
 
-def _first_copy(stage: Stage, work: steps.Work) -> bytes:
+def _first_copy(stage: Stage, work: Work) -> bytes:
     connections = stage.connect()
     work = work.model_copy(update={"backup_id": stage.new_id()})
     made = steps.create_snapshot(connections, work)
     data = httpx.get(_snapshot_url(work, made.name), headers=_PLAIN, timeout=300, trust_env=False).content
-    steps.release_snapshot(connections, work, made.name)
+    delete_snapshot(connections.cluster.nodes[0], work.archive.collection, work.archive.shard_id, made.name)
+    connections.journal(work.backup_id).drop("node_snapshot", work.noted)
     return data
 
 
@@ -157,7 +164,7 @@ def raw_client(stage: Stage) -> S3Client:
     )
 
 
-def _snapshot_url(work: steps.Work, name: str) -> str:
+def _snapshot_url(work: Work, name: str) -> str:
     archive = work.archive
     folder = path_of("collections", archive.collection, "shards", archive.shard_id or 0, "snapshots", name)
     return archive.node.url + folder

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Self
 
 from benchmarks.data import Shape, load
 from benchmarks.load import Load
-from ferry.backup import run, steps
+from ferry.backup import run
 from ferry.backup.plan import BackupPlan, BackupRequest
+from ferry.backup.work import BackupRun, Work
 from ferry.connections import Connections, connect, connect_repository
 from ferry.models import BackupId, now
 from ferry.repository.layout import new_backup_id
+from ferry.repository.lease import acquire
 from ferry.settings import load_settings
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
@@ -113,9 +115,11 @@ class Stage:
         """The plan of a backup of one collection."""
         return run.prepare(self.connect(), backup_request(self.new_id(), collection))
 
-    def only_work(self, collection: str) -> steps.Work:
-        """The one archive of a collection with one shard."""
-        [[work]] = steps.lanes_of_work(self.plan(collection), 1)
+    def only_work(self, collection: str) -> Work:
+        """The one archive of a collection with one shard, under a lease that is given up again at once."""
+        connections, planned = self.connect(), self.plan(collection)
+        with acquire(connections.store, connections.keys.lease(planned.cluster), "a benchmark", 60) as lease:
+            [[work]] = BackupRun(lease, planned).lanes(1)
         return work
 
     def new_id(self) -> BackupId:

@@ -89,6 +89,8 @@ def _add_backup(commands: Commands, stored: argparse.ArgumentParser) -> None:
     backup.add_argument("--exclude", action="append", metavar="PATTERN", default=[], help="collections to leave out")
     backup.add_argument("--kind", choices=get_args(SnapshotKind), default="shard")
     backup.add_argument("--proof", choices=get_args(ProofLevel), default="content")
+    backup.add_argument("--policy", metavar="NAME", help="limits, quiet hours and retention (policies.NAME)")
+    backup.add_argument("--fresh", action="store_true", help="do not go on with a run that died")
     backup.add_argument("--dry-run", action="store_true", help="show the plan and stop")
 
 

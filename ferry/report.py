@@ -4,7 +4,7 @@ from typing import Any
 
 from ferry.backup.plan import BackupPlan
 from ferry.models import Finding
-from ferry.repository.manifest import BackupRecord, CollectionManifest
+from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
 from ferry.restore.plan import RestorePlan
 from ferry.verify.replica import ReplicaVerdict
 
@@ -82,6 +82,19 @@ def collection_text(manifest: CollectionManifest) -> str:
         f"last shard: {manifest.skew_seconds:.1f} s; Qdrant has no cluster-wide point in time, so writes in that span "
         f"may be in one shard and not in another.\n\n{findings_text(manifest.findings)}"
     )
+
+
+def entry_rows(entries: list[CollectionEntry]) -> list[Row]:
+    """One row a collection, for runs of many."""
+    return [
+        {
+            "collection": entry.collection,
+            "points": "not counted" if entry.points is None else entry.points,
+            "bytes": size(entry.bytes),
+            "manifest": entry.manifest_sha256[:12],
+        }
+        for entry in entries
+    ]
 
 
 def backup_verdict(record: BackupRecord) -> str:

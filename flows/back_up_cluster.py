@@ -9,7 +9,7 @@ from prefect import flow
 
 from ferry.models import ProofLevel, SnapshotKind
 from tasks import back_up_cluster as tasks
-from tasks.parameters import ClusterName, Pattern, RepositoryName
+from tasks.parameters import ClusterName, Pattern, PolicyName, RepositoryName
 from tasks.policy import threads
 
 
@@ -21,6 +21,8 @@ def back_up_cluster(
     exclude: list[Pattern] = [],  # noqa: B006
     kind: SnapshotKind = "shard",
     proof: ProofLevel = "content",
+    policy: PolicyName | None = None,
+    fresh: bool = False,
     dry_run: bool = False,
 ) -> str:
     """Back up collections of a cluster to a bucket, and prove that the backup can be restored.
@@ -34,22 +36,32 @@ def back_up_cluster(
             collection snapshot of every node, which stock tools can restore, at the cost of storing every replica.
         proof: content opens every archive and fixes its exact count and a digest of every point. count only counts.
             bytes only reads the bytes back.
+        policy: How the backup is made and how long it is kept, by its name in the settings (policies.NAME): limits that
+            protect the cluster, quiet hours, retention. Without one nothing is limited and nothing is pruned.
+        fresh: Begin anew even where a run that died could be continued. Use it right before a risky change: what a
+            dead run has backed up is as old as that run, a few hours at most.
         dry_run: Show the plan and stop. Nothing is created anywhere.
 
     Returns:
-        The id of the backup.
+        The id of the backup; that of the run that died, where this one went on with it.
     """
     request = tasks.request_backup(
-        cluster, repository, include=tuple(collections), exclude=tuple(exclude), kind=kind, proof=proof
+        cluster,
+        repository,
+        include=tuple(collections),
+        exclude=tuple(exclude),
+        kind=kind,
+        proof=proof,
+        policy=policy,
+        fresh=fresh,
     )
     layout = tasks.read_layout(request)
     plan = tasks.plan_backup(request, layout)
     if not dry_run:
-        with tasks.alone_and_tidied(plan) as lease:
-            stored = tasks.store_archives(plan)
-            entries = [
-                tasks.commit_collection(plan, name, archives, lease) for name, archives in stored.proven().items()
-            ]
+        with tasks.begun(plan) as run:
+            stored = tasks.store_archives(run)
+            entries = tasks.commit_collections(run, stored.proven())
             stored.raise_failures()
-            tasks.commit_backup(plan, entries, lease)
+            tasks.commit_backup(run, entries)
+            return run.plan.backup_id
     return plan.backup_id

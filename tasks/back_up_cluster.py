@@ -2,7 +2,7 @@
 
 import threading
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -13,23 +13,37 @@ from ferry import report
 from ferry.backup import commit, measure, steps, tidy
 from ferry.backup.plan import BackupPlan, BackupRequest
 from ferry.backup.plan import plan_backup as plan
+from ferry.backup.work import (
+    ARCHIVES_SHOWN,
+    BackupRun,
+    MadeSnapshot,
+    ProvenArchive,
+    StoredArchive,
+    Work,
+    bundles,
+    lanes_at_a_time,
+)
 from ferry.connections import Connections, connect
-from ferry.models import ClusterLayout
-from ferry.repository.lease import Lease
-from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionEntry
+from ferry.errors import FerryError
+from ferry.lanes import Job, raise_errors
+from ferry.models import ClusterLayout, Progress
+from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
-from tasks.policy import progress, raise_failures, require_going, step, stop_with_the_flow
+from tasks.policy import failure, progress, require_going, step, stop_with_the_flow
 from tasks.runs import holder, run_id
+
+Outcome = ProvenArchive | FerryError
 
 
 def request_backup(cluster: str, repository: str, **wishes: Any) -> BackupRequest:
     """The request of this flow run; raises ConfigurationError for an unknown profile before anything is asked."""
     connect(cluster, repository)
+    load_settings().policy(wishes.get("policy"))
     return BackupRequest(backup_id=run_id(), cluster=cluster, repository=repository, **wishes)
 
 
-def _connections(request: BackupRequest | BackupPlan | steps.Work) -> Connections:
+def _connections(request: BackupRequest | BackupPlan | Work) -> Connections:
     return connect(request.cluster, request.repository)
 
 
@@ -50,30 +64,48 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout) -> BackupPlan:
     return planned
 
 
-def alone_and_tidied(planned: BackupPlan) -> AbstractContextManager[Lease]:
-    """Hold the lease, take away what dead runs left, and afterwards what this run has left; then give the lease up."""
-    return tidy.alone_and_tidied(_connections(planned), planned, holder(f"backup {planned.backup_id}"))
+def begun(planned: BackupPlan) -> AbstractContextManager[BackupRun]:
+    """Hold the lease, go on with a run that died where one fits, and tidy before and after; then give the lease up."""
+    return tidy.begun(_connections(planned), planned, holder(f"backup {planned.backup_id}"))
 
 
 @step("create snapshot", "create {work.label}")
-def create_snapshot(work: steps.Work) -> steps.MadeSnapshot:
-    """Let the node make the snapshot."""
+def create_snapshot(work: Work) -> MadeSnapshot:
+    """Let the node make the snapshot, as soon as the policy allows."""
     require_going(f"create {work.label}")
-    return steps.create_snapshot(_connections(work), work)
+    return steps.create_snapshot(_connections(work), work, progress(f"create {work.label}", 0))
 
 
 @step("upload snapshot", "upload {work.label}")
-def upload_snapshot(work: steps.Work, made: steps.MadeSnapshot) -> steps.StoredArchive:
+def upload_snapshot(work: Work, made: MadeSnapshot) -> StoredArchive:
     """Move it to the bucket, compare sha256, delete the node's file."""
     return steps.upload_snapshot(_connections(work), work, made, progress(f"upload {work.label}", made.bytes))
 
 
 @step("prove archive", "prove {work.label}")
-def prove_archive(work: steps.Work, stored: steps.StoredArchive) -> tuple[steps.StoredArchive, ArchiveRecord]:
+def prove_archive(work: Work, stored: StoredArchive) -> list[Outcome]:
     """Read it back from the bucket, open it, and fix its exact count and digest."""
     tell = progress(f"prove {work.label}", sum(shard.replica_counts[0].points for shard in work.archive.shards))
     with _proofs():
-        return stored, steps.prove_upload(_connections(work), work, stored, tell)
+        return [steps.prove_upload(_connections(work), work, stored, tell)]
+
+
+@step("store archives", "store {works[0].label} and the next, {works[0].archive.node.label}")
+def store_bundle(works: list[Work]) -> list[Outcome]:
+    """Create, upload and prove many small archives of one node, one after the other; each fails for itself."""
+    outcomes: list[Outcome] = []
+    for work in works:
+        require_going(f"store {work.label}")
+        try:
+            outcomes.append(Job().step(work.label, None, partial(_store, work)))
+        except FerryError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _store(work: Work, _tell: Progress) -> ProvenArchive:
+    with _proofs():
+        return steps.store_archive(_connections(work), work, progress)
 
 
 @lru_cache(maxsize=1)
@@ -81,65 +113,102 @@ def _proofs() -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(load_settings().worker.parallel_proofs)
 
 
-class StoredArchives:
+class Archives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
-    def __init__(self, without_shards: list[str]) -> None:
+    def __init__(self, run: BackupRun) -> None:
         self.futures: list[PrefectFuture[Any]] = []
-        self.proofs: dict[str, list[PrefectFuture[tuple[steps.StoredArchive, ArchiveRecord]]]] = {}
-        self.proofs |= {name: [] for name in without_shards}
+        self.ends: list[tuple[list[Work], PrefectFuture[list[Outcome]]]] = []
+        self._to_commit = run.to_commit
 
-    def proven(self) -> dict[str, list[tuple[steps.StoredArchive, ArchiveRecord]]]:
+    def proven(self) -> dict[str, list[ProvenArchive]]:
         """The collections of which every archive is proven; one that lacks an archive is left out whole."""
-        return {
-            name: [future.result() for future in futures]
-            for name, futures in self.proofs.items()
-            if all(future.state.is_completed() for future in futures)
-        }
+        found: dict[str, list[Outcome | None]] = {name: [] for name in self._to_commit}
+        for works, future in self.ends:
+            outcomes = future.result() if future.state.is_completed() else [None] * len(works)
+            for work, outcome in zip(works, outcomes, strict=True):
+                found[work.archive.collection].append(outcome)
+        whole = {name: [o for o in outcomes if isinstance(o, ProvenArchive)] for name, outcomes in found.items()}
+        return {name: archives for name, archives in whole.items() if len(archives) == len(found[name])}
 
     def raise_failures(self) -> None:
         """Raise what has failed, if anything."""
-        raise_failures(self.futures, "the backup")
+        errors = [error for future in self.futures if (error := failure(future)) is not None]
+        for _, future in self.ends:
+            if future.state.is_completed():
+                errors += [outcome for outcome in future.result() if isinstance(outcome, FerryError)]
+        raise_errors(errors, "the backup")
 
 
-def store_archives(planned: BackupPlan) -> StoredArchives:
-    """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
-    outstanding = commit.outstanding(_connections(planned), planned)
-    lanes = steps.lanes_of_work(outstanding, load_settings().worker.parallel_nodes)
-    stored = StoredArchives(planned.without_shards)
+def store_archives(run: BackupRun) -> Archives:
+    """One lane a node: create, upload, next; each archive is proven while the lane goes on.
+
+    A run of many small archives does them in bundles, one task each: a task is a row in Prefect, and takes 10 ms.
+    """
+    lanes = run.lanes(lanes_at_a_time(_connections(run.plan).worker, run.plan))
+    archives = Archives(run)
     tails: dict[int, list[Any]] = {}
-    with stop_with_the_flow(stored.futures):
-        for row in zip_longest(*lanes):
-            for lane, work in enumerate(row):
-                if work is None:
-                    continue
-                created = create_snapshot.submit(work, wait_for=tails.get(lane), return_state=False)
-                uploaded = upload_snapshot.submit(work, created, return_state=False)
-                proven = prove_archive.submit(work, uploaded, return_state=False)
-                # A shard that fails does not stop its lane: the other collections shall have their backup.
-                tails[lane] = [allow_failure(uploaded)]
-                stored.futures += [created, uploaded, proven]
-                stored.proofs.setdefault(work.archive.collection, []).append(proven)
-        wait(stored.futures)
-    return stored
+    with stop_with_the_flow(archives.futures):
+        for row in zip_longest(*(bundles(lane, len(run.plan.archives)) for lane in lanes)):
+            for lane, works in enumerate(row):
+                if works is not None:
+                    tails[lane] = _submit(archives, works, tails.get(lane))
+        wait(archives.futures)
+    return archives
+
+
+def _submit(archives: Archives, works: list[Work], tail: list[Any] | None) -> list[Any]:
+    """Begin a bundle after the one before it in its lane; what the next one is to wait for."""
+    if len(works) > 1:
+        stored = store_bundle.submit(works, wait_for=tail, return_state=False)
+        archives.futures.append(stored)
+        archives.ends.append((works, stored))
+        return [allow_failure(stored)]
+    created = create_snapshot.submit(works[0], wait_for=tail, return_state=False)
+    uploaded = upload_snapshot.submit(works[0], created, return_state=False)
+    proven = prove_archive.submit(works[0], uploaded, return_state=False)
+    archives.futures += [created, uploaded, proven]
+    archives.ends.append((works, proven))
+    # A shard that fails does not stop its lane: the other collections shall have their backup.
+    return [allow_failure(uploaded)]
+
+
+def commit_collections(run: BackupRun, proven: dict[str, list[ProvenArchive]]) -> list[CollectionEntry]:
+    """Commit every collection that is whole, each by a task of its own where they are few."""
+    if len(proven) <= ARCHIVES_SHOWN:
+        return [commit_collection(run, name, archives) for name, archives in proven.items()]
+    return commit_many(run, proven)
 
 
 @step("commit collection", "commit {collection}")
-def commit_collection(
-    planned: BackupPlan, collection: str, proven: list[tuple[steps.StoredArchive, ArchiveRecord]], lease: Lease
-) -> CollectionEntry:
+def commit_collection(run: BackupRun, collection: str, proven: list[ProvenArchive]) -> CollectionEntry:
     """Write the manifest: from here on this collection's backup counts."""
-    connections = _connections(planned)
-    manifest = commit.build_manifest(planned, collection, [record for _, record in proven])
-    entry = commit.commit_collection(connections, planned, manifest, lease)
-    rows = report.collection_rows(manifest, {record.key: stored.mb_per_second for stored, record in proven})
-    show_table(("backup", planned.cluster, collection), rows, report.collection_text(manifest))
+    manifest = commit.build_manifest(run, collection, proven)
+    entry = _commit(run, manifest, proven)
+    speeds = {archive.record.key: archive.mb_per_second for archive in proven if archive.mb_per_second is not None}
+    rows = report.collection_rows(manifest, speeds)
+    show_table(("backup", run.plan.cluster, collection), rows, report.collection_text(manifest))
     return entry
 
 
-@step("commit backup", "commit backup {planned.backup_id}")
-def commit_backup(planned: BackupPlan, entries: list[CollectionEntry], lease: Lease) -> BackupRecord:
+@step("commit collections", "commit {run.plan.backup_id}, all collections")
+def commit_many(run: BackupRun, proven: dict[str, list[ProvenArchive]]) -> list[CollectionEntry]:
+    """Write the manifests of many collections: from here on their backup counts."""
+    entries = [_commit(run, commit.build_manifest(run, name, made), made) for name, made in proven.items()]
+    show_table(("backup", run.plan.cluster), report.entry_rows(entries), f"Backup {run.plan.backup_id}")
+    return entries
+
+
+def _commit(run: BackupRun, manifest: CollectionManifest, proven: list[ProvenArchive]) -> CollectionEntry:
+    connections = _connections(run.plan)
+    entry = commit.commit_collection(connections, run, manifest)
+    commit.settle_collection(connections, run, proven, manifest.collection)
+    return entry
+
+
+@step("commit backup", "commit backup {run.plan.backup_id}")
+def commit_backup(run: BackupRun, entries: list[CollectionEntry]) -> BackupRecord:
     """Write the record of the run, with the aliases."""
-    record = commit.commit_backup(_connections(planned), planned, entries, lease)
-    show_markdown(("verdict", planned.cluster), report.backup_verdict(record), f"Backup {record.backup_id}")
+    record = commit.commit_backup(_connections(run.plan), run, entries)
+    show_markdown(("verdict", run.plan.cluster), report.backup_verdict(record), f"Backup {record.backup_id}")
     return record

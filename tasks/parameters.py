@@ -9,7 +9,7 @@ from ferry.profiles import NAME_PATTERN
 from ferry.settings import read_settings
 
 
-def _choices(table: Literal["clusters", "repositories"]) -> Any:
+def _choices(table: Literal["clusters", "repositories", "policies"]) -> Any:
     """A choice of the configured profiles; any proper name while there are no settings, so that imports never fail.
 
     An ``enum`` even for a single name: pydantic would write a ``const``, which the form shows as free text.
@@ -24,9 +24,11 @@ def _choices(table: Literal["clusters", "repositories"]) -> Any:
 if TYPE_CHECKING:
     ClusterName = str
     RepositoryName = str
+    PolicyName = str
 else:
     ClusterName = _choices("clusters")
     RepositoryName = _choices("repositories")
+    PolicyName = _choices("policies")
 
 # Plain bounds survive into the form; descriptions come from the flow's docstring (facts/prefect.md §2).
 Replication = Annotated[int, Field(ge=1, le=64)]

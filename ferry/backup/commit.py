@@ -2,16 +2,16 @@
 
 import hashlib
 import platform
+from datetime import datetime
 from importlib.metadata import version
 
 from ferry import __version__
-from ferry.backup.plan import BackupPlan
+from ferry.backup.resume import REQUEST
+from ferry.backup.work import BackupRun, ProvenArchive
 from ferry.connections import Connections
-from ferry.errors import ConflictError, LeaseHeldError, RepositoryError
-from ferry.models import now
-from ferry.repository.lease import Lease
+from ferry.errors import BackupNotFoundError, ConflictError, RepositoryError
+from ferry.models import Finding, now
 from ferry.repository.manifest import (
-    ArchiveRecord,
     BackupRecord,
     CollectionEntry,
     CollectionManifest,
@@ -21,19 +21,28 @@ from ferry.repository.manifest import (
 TOOLS = ("prefect", "qdrant-client", "qdrant-edge-py", "boto3", "s3fs")
 
 
-def build_manifest(plan: BackupPlan, collection: str, archives: list[ArchiveRecord]) -> CollectionManifest:
-    """The manifest of one collection. Raises RepositoryError when a shard has no archive: never a smaller backup."""
-    layout = plan.layout.collection(collection)
+def build_manifest(run: BackupRun, collection: str, made: list[ProvenArchive]) -> CollectionManifest:
+    """The manifest of one collection, of the archives ``made`` now and those that the run goes on with.
+
+    Raises RepositoryError when a shard has no archive: never a smaller backup.
+    """
+    plan, layout = run.plan, run.plan.layout.collection(collection)
     if layout is None:
         msg = f"{collection} is not in the plan of {plan.backup_id}."
         raise RepositoryError(msg)
-    held = {shard.shard_id for archive in archives for shard in archive.shards}
-    missing = {shard.shard_id for shard in layout.shards} - held
+    adopted = run.adopted(collection)
+    proven = made + adopted
+    archives = [archive.record for archive in proven]
+    missing = {s.shard_id for s in layout.shards} - {s.shard_id for archive in archives for s in archive.shards}
     if missing:
         msg = f"{collection}: no archive of shards {sorted(missing)}; the backup of this collection does not count."
         raise RepositoryError(msg, "Run the backup again.")
     started = min((archive.started_at for archive in archives), default=plan.layout.taken_at)
     finished = max((archive.finished_at for archive in archives), default=plan.layout.taken_at)
+    findings = [finding for finding in plan.findings if finding.subject.startswith(collection + "/")]
+    findings += [finding for archive in proven for finding in archive.findings]
+    if adopted:
+        findings.append(_continued(collection, len(adopted), len(proven), started))
     return CollectionManifest(
         backup_id=plan.backup_id,
         cluster=plan.cluster,
@@ -45,55 +54,46 @@ def build_manifest(plan: BackupPlan, collection: str, archives: list[ArchiveReco
         layout=layout.shards,
         archives=tuple(sorted(archives, key=lambda archive: archive.key)),
         skew_seconds=(finished - started).total_seconds(),
-        findings=tuple(finding for finding in plan.findings if finding.subject.startswith(collection + "/")),
+        findings=tuple(findings),
         created_at=now(),
         ferry_version=__version__,
     )
 
 
-def commit_collection(
-    connections: Connections, plan: BackupPlan, manifest: CollectionManifest, lease: Lease
-) -> CollectionEntry:
-    """Write the manifest: from here on this collection's backup counts. Refused when the lease was lost meanwhile.
+def _continued(collection: str, adopted: int, archives: int, started: datetime) -> Finding:
+    return Finding(
+        severity="info",
+        subject=f"{collection}/continued",
+        message=f"{adopted} of {archives} archives are of a run that died; the first snapshot is of {started:%H:%M:%S} "
+        f"UTC on {started:%Y-%m-%d}.",
+        remedy="To begin anew right before a risky change, run the backup with fresh.",
+    )
 
-    A run may be frozen between asking for its lease and writing, so it asks once more afterwards: whoever has taken the
-    lease may have taken this run's archives away, and then the manifest goes too.
+
+def commit_collection(connections: Connections, run: BackupRun, manifest: CollectionManifest) -> CollectionEntry:
+    """Write the manifest: from here on this collection's backup counts.
+
+    Raises LeaseHeldError when the lease was lost meanwhile. A run that was frozen after that look and comes back later
+    is refused by the store: whoever took over has put a fence where it wants to write (ConflictError).
     """
-    lease.confirm()
+    run.lease.confirm()
+    key = connections.keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection)
     try:
-        connections.catalog.write_manifest(manifest)
+        connections.catalog.write_manifest(manifest, run.claims.get(key))
     except ConflictError:  # an earlier attempt of this step was obeyed, at another moment
-        held = connections.catalog.read_manifest(plan.cluster, plan.backup_id, manifest.collection)
-        if held.archives != manifest.archives:
+        held = connections.catalog.find_manifest(manifest.cluster, manifest.backup_id, manifest.collection)
+        if held is None or held.archives != manifest.archives:
             raise
         manifest = held
-    try:
-        lease.confirm()
-    except (LeaseHeldError, ConflictError):
-        _withdraw_if_hollow(connections, manifest)
-        raise
-    journal = connections.journal(plan.backup_id)
-    for entry in journal.entries():
-        if entry.kind == "archive" and entry.detail["collection"] == manifest.collection:
-            journal.settle(entry)
     return _entry(manifest)
 
 
-def _withdraw_if_hollow(connections: Connections, manifest: CollectionManifest) -> None:
-    """Delete a manifest of which an archive is gone, and the archives that are not."""
-    keys, store = connections.keys, connections.store
-    folder = keys.collection_prefix(manifest.cluster, manifest.backup_id, manifest.collection)
-    archives = [folder + archive.key for archive in manifest.archives]
-    if any(store.head(key) is None for key in archives):
-        store.delete([keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection), *archives])
-
-
-def outstanding(connections: Connections, plan: BackupPlan) -> BackupPlan:
-    """The plan without the collections that an earlier attempt of the same run has committed."""
-    keys, store = connections.keys, connections.store
-    names = {archive.collection for archive in plan.archives}
-    done = {name for name in names if store.head(keys.manifest(plan.cluster, plan.backup_id, name)) is not None}
-    return plan.model_copy(update={"archives": tuple(a for a in plan.archives if a.collection not in done)})
+def settle_collection(connections: Connections, run: BackupRun, made: list[ProvenArchive], collection: str) -> None:
+    """Forget the journal entries of a collection's archives; its manifest counts them now."""
+    journal = connections.journal(run.plan.backup_id)
+    for archive in [*made, *run.adopted(collection)]:
+        journal.drop("archive", archive.noted)
+        journal.drop("proof", archive.noted)
 
 
 def _entry(manifest: CollectionManifest) -> CollectionEntry:
@@ -105,20 +105,21 @@ def _entry(manifest: CollectionManifest) -> CollectionEntry:
     )
 
 
-def commit_backup(
-    connections: Connections, plan: BackupPlan, entries: list[CollectionEntry], lease: Lease
-) -> BackupRecord:
-    """Write the record of the run, with the aliases of the whole cluster. Refused when the lease was lost meanwhile.
+def commit_backup(connections: Connections, run: BackupRun, entries: list[CollectionEntry]) -> BackupRecord:
+    """Write the record of the run, with the aliases of the whole cluster. Refused like ``commit_collection``.
 
     Raises BackupNotFoundError when a collection of the plan has no manifest: never a smaller backup.
     """
-    known = {entry.collection for entry in entries}
-    for name in sorted({archive.collection for archive in plan.archives} - known):  # committed by an earlier attempt
+    plan = run.plan
+    for name in sorted(
+        run.committed - {entry.collection for entry in entries}
+    ):  # by the run that this one goes on with
         entries = [*entries, _entry(connections.catalog.read_manifest(plan.cluster, plan.backup_id, name))]
     record = BackupRecord(
         backup_id=plan.backup_id,
         cluster=plan.cluster,
         kind=plan.kind,
+        policy=plan.policy,
         collections=tuple(sorted(entries, key=lambda entry: entry.collection)),
         aliases=plan.layout.aliases,
         findings=plan.findings,
@@ -127,12 +128,16 @@ def commit_backup(
         tool_versions={"ferry": __version__, "python": platform.python_version()}
         | {tool: version(tool) for tool in TOOLS},
     )
-    lease.confirm()
+    run.lease.confirm()
     try:
-        connections.catalog.write_backup(record)
-    except ConflictError:  # as above
-        held = connections.catalog.read_backup(plan.cluster, plan.backup_id)
+        connections.catalog.write_backup(record, run.claims.get(connections.keys.backup(plan.cluster, plan.backup_id)))
+    except ConflictError as refused:  # as above
+        try:
+            held = connections.catalog.read_backup(plan.cluster, plan.backup_id)
+        except BackupNotFoundError:  # a fence
+            raise refused from None
         if held.collections != record.collections:
             raise
-        return held
+        record = held
+    connections.journal(plan.backup_id).drop("run", REQUEST)
     return record

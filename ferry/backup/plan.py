@@ -43,6 +43,11 @@ class PlannedArchive(Value):
     reason: str
 
     @property
+    def place(self) -> str:
+        """What of the collection it holds, whichever replica it is read from: ``shard-2``, or ``node-`` and a peer."""
+        return f"shard-{self.shard_id}" if self.kind == "shard" else f"node-{self.node.peer_id}"
+
+    @property
     def shard_id(self) -> ShardId | None:
         """The shard to snapshot, or None for a snapshot of the whole collection on that node."""
         return self.shards[0].shard_id if self.kind == "shard" else None
@@ -63,6 +68,9 @@ class BackupPlan(Value):
     kind: SnapshotKind
     proof: ProofLevel
     policy: str | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    fresh: bool = False
     layout: ClusterLayout
     archives: tuple[PlannedArchive, ...]
     findings: tuple[Finding, ...] = ()
@@ -71,11 +79,6 @@ class BackupPlan(Value):
     def estimated_bytes(self) -> int:
         """Estimated bytes of all archives together."""
         return sum(archive.estimated_bytes for archive in self.archives)
-
-    @property
-    def without_shards(self) -> list[str]:
-        """Collections that have a schema and nothing else yet; they get a manifest without archives."""
-        return [collection.name for collection in self.layout.collections if not collection.shards]
 
     def lanes(self) -> dict[PeerId, list[PlannedArchive]]:
         """The archives of each node in order; a node makes one snapshot at a time."""
@@ -100,6 +103,7 @@ class BackupRequest(Value):
     kind: SnapshotKind = "shard"
     proof: ProofLevel = "content"
     policy: str | None = None
+    fresh: bool = False
 
 
 class Measured(Value):
@@ -125,6 +129,9 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout, measured: Measure
         kind=request.kind,
         proof=request.proof,
         policy=request.policy,
+        include=request.include,
+        exclude=request.exclude,
+        fresh=request.fresh,
         layout=layout,
         archives=tuple(choose(layout, measured)),
         findings=tuple(findings),

@@ -5,28 +5,25 @@ from concurrent.futures import Future
 
 from ferry.backup import commit, measure, steps
 from ferry.backup.plan import BackupPlan, BackupRequest, plan_backup
-from ferry.backup.tidy import alone_and_tidied
+from ferry.backup.tidy import begun
+from ferry.backup.work import BackupRun, ProvenArchive, StoredArchive, Work, lanes_at_a_time
 from ferry.connections import Connections
 from ferry.lanes import Job, raise_failures
 from ferry.models import Progress
-from ferry.repository.manifest import ArchiveRecord, BackupRecord
-
-Proven = tuple[steps.StoredArchive, ArchiveRecord]
+from ferry.repository.manifest import BackupRecord, CollectionEntry
 
 
-class StoredArchives:
+class Archives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
-    def __init__(
-        self, works: list[steps.Work], uploads: list[Future[Future[Proven]]], without_shards: list[str]
-    ) -> None:
+    def __init__(self, run: BackupRun, works: list[Work], uploads: list[Future[Future[ProvenArchive]]]) -> None:
         self._uploads = uploads
-        self._proofs: dict[str, list[Future[Proven] | None]] = defaultdict(list)
-        self._proofs |= {name: [] for name in without_shards}
+        self._proofs: dict[str, list[Future[ProvenArchive] | None]] = defaultdict(list)
+        self._proofs |= {name: [] for name in run.to_commit}
         for work, upload in zip(works, uploads, strict=True):
             self._proofs[work.archive.collection].append(None if upload.exception() else upload.result())
 
-    def proven(self) -> dict[str, list[Proven]]:
+    def proven(self) -> dict[str, list[ProvenArchive]]:
         """The collections of which every archive is proven; one that lacks an archive is left out whole."""
         return {
             name: [proof.result() for proof in proofs if proof]
@@ -48,30 +45,31 @@ def prepare(connections: Connections, request: BackupRequest) -> BackupPlan:
 
 
 def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: Job) -> BackupRecord:
-    """Make, store, prove and commit everything that is planned.
+    """Make, store, prove and commit everything that is planned, going on with a run that died where one fits.
 
     Collections that are proven count even when another one fails; then the failure is raised and no record of the run
     is written. Raises LeaseHeldError when another run is at work on the cluster, and what any step raises.
     """
-    with alone_and_tidied(connections, planned, holder) as lease:
-        stored = store_archives(connections, planned, job)
-        entries = [
-            commit.commit_collection(
-                connections, planned, commit.build_manifest(planned, name, [record for _, record in proven]), lease
-            )
-            for name, proven in stored.proven().items()
-        ]
+    with begun(connections, planned, holder) as run:
+        stored = store_archives(connections, run, job)
+        entries = [_commit(connections, run, name, proven) for name, proven in stored.proven().items()]
         stored.raise_failures()
-        return commit.commit_backup(connections, planned, entries, lease)
+        return commit.commit_backup(connections, run, entries)
 
 
-def store_archives(connections: Connections, planned: BackupPlan, job: Job) -> StoredArchives:
+def _commit(connections: Connections, run: BackupRun, name: str, proven: list[ProvenArchive]) -> CollectionEntry:
+    entry = commit.commit_collection(connections, run, commit.build_manifest(run, name, proven))
+    commit.settle_collection(connections, run, proven, name)
+    return entry
+
+
+def store_archives(connections: Connections, run: BackupRun, job: Job) -> Archives:
     """One lane a node: create, upload, next; each archive is proven while the lane goes on."""
-    lanes = steps.lanes_of_work(commit.outstanding(connections, planned), connections.worker.parallel_nodes)
+    lanes = run.lanes(lanes_at_a_time(connections.worker, run.plan))
     with job.threads(connections.worker.parallel_proofs, "ferry-proof") as pool:
 
-        def store(work: steps.Work) -> Future[Proven]:
-            made = job.step(f"create {work.label}", None, lambda _tell: steps.create_snapshot(connections, work))
+        def store(work: Work) -> Future[ProvenArchive]:
+            made = job.step(f"create {work.label}", None, lambda tell: steps.create_snapshot(connections, work, tell))
             stored = job.step(
                 f"upload {work.label}",
                 made.bytes,
@@ -80,13 +78,13 @@ def store_archives(connections: Connections, planned: BackupPlan, job: Job) -> S
             return pool.submit(_prove, connections, job, work, stored)
 
         uploads = job.run(lanes, store)
-    return StoredArchives([work for lane in lanes for work in lane], uploads, planned.without_shards)
+    return Archives(run, [work for lane in lanes for work in lane], uploads)
 
 
-def _prove(connections: Connections, job: Job, work: steps.Work, stored: steps.StoredArchive) -> Proven:
+def _prove(connections: Connections, job: Job, work: Work, stored: StoredArchive) -> ProvenArchive:
     points = sum(shard.replica_counts[0].points for shard in work.archive.shards)
 
-    def prove(tell: Progress) -> ArchiveRecord:
+    def prove(tell: Progress) -> ProvenArchive:
         return steps.prove_upload(connections, work, stored, tell)
 
-    return stored, job.step(f"prove {work.label}", points, prove)
+    return job.step(f"prove {work.label}", points, prove)

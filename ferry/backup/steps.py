@@ -2,103 +2,68 @@
 
 import logging
 import time
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
+from ferry.archive.encryption import Encoder, StoredForm
 from ferry.archive.proof import Proof
-from ferry.backup.plan import BackupPlan, PlannedArchive
+from ferry.backup.guard import Guard, guarded
+from ferry.backup.work import Half, MadeSnapshot, ProvenArchive, StoredArchive, Work
 from ferry.connections import Connections
-from ferry.errors import ArchiveDamagedError
-from ferry.models import BackupId, Progress, ProofLevel, ShardId, Value, no_progress, now
+from ferry.errors import ArchiveDamagedError, BackupNotFoundError, ConflictError
+from ferry.models import PeerId, Progress, ShardId, no_progress, now
 from ferry.qdrant import snapshots
 from ferry.qdrant.node import Node
+from ferry.repository.bandwidth import limited, to_buckets
 from ferry.repository.journal import Entry
+from ferry.repository.layout import archive_file
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
+from ferry.repository.store import UnfinishedUpload
+from ferry.settings import load_settings
 from ferry.verify import spool
 from ferry.verify.archive import prove_stored
 
 log = logging.getLogger(__name__)
 
 
-class Work(Value):
-    """One archive to make, with all that its steps need to know apart from the connections."""
-
-    backup_id: BackupId
-    cluster: str
-    repository: str
-    proof: ProofLevel
-    archive: PlannedArchive
-
-    @property
-    def label(self) -> str:
-        """What an operator calls it."""
-        return self.archive.label
+def store_archive(connections: Connections, work: Work, tell: Callable[[str, int], Progress]) -> ProvenArchive:
+    """All steps of one archive, or what an earlier attempt has proven. ``tell`` makes the progress of a step."""
+    done = proven_already(connections, work)
+    if done is not None:
+        return done
+    made = create_snapshot(connections, work, tell(f"create {work.label}", 0))
+    stored = upload_snapshot(connections, work, made, tell(f"upload {work.label}", made.bytes))
+    return prove_upload(connections, work, stored, tell(f"prove {work.label}", 0))
 
 
-class MadeSnapshot(Value):
-    """A snapshot that lies on its node, as Qdrant described it."""
-
-    name: str
-    bytes: int
-    sha256: str
-    started_at: datetime
-    finished_at: datetime
-
-
-class StoredArchive(Value):
-    """An archive in the bucket, whose bytes on the wire were what Qdrant said they are."""
-
-    key: str
-    snapshot: MadeSnapshot
-    seconds: float
-
-    @property
-    def mb_per_second(self) -> float:
-        """Megabytes (10^6) a second from node to bucket."""
-        return self.snapshot.bytes / 1e6 / max(self.seconds, 1e-9)
+def proven_already(connections: Connections, work: Work) -> ProvenArchive | None:
+    """What an earlier attempt of this run has proven, when the bucket still holds just that."""
+    entry = connections.journal(work.backup_id).find("proof", work.noted)
+    if entry is None:
+        return None
+    proven = ProvenArchive.model_validate(entry.detail)
+    folder = connections.keys.collection_prefix(work.cluster, work.backup_id, proven.collection)
+    held = connections.store.head(folder + proven.record.key)
+    return proven if held is not None and (held.bytes, held.etag) == (proven.record.held[0], proven.etag) else None
 
 
-def lanes_of_work(plan: BackupPlan, at_a_time: int) -> list[list[Work]]:
-    """One lane a node, as work; where there are more nodes than ``at_a_time``, several share a lane."""
-    lanes: list[list[Work]] = [[] for _ in range(min(at_a_time, len(plan.lanes())))]
-    for number, archives in enumerate(plan.lanes().values()):
-        lanes[number % at_a_time] += [
-            Work(
-                backup_id=plan.backup_id,
-                cluster=plan.cluster,
-                repository=plan.repository,
-                proof=plan.proof,
-                archive=archive,
-            )
-            for archive in archives
-        ]
-    return lanes
-
-
-def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
+def create_snapshot(connections: Connections, work: Work, progress: Progress = no_progress) -> MadeSnapshot:
     """Make the snapshot on its node, and note it in the journal before, so that no crash leaves it behind.
 
-    Raises LayoutError when another peer answers at the node's address, NodeError when Qdrant refuses or is gone.
+    Raises LayoutError when another peer answers at the node's address, NodeError when Qdrant refuses or is gone,
+    LimitError when the policy forbids to begin now.
     """
     archive, journal = work.archive, connections.journal(work.backup_id)
     node = connections.cluster.node(archive.node.peer_id)
     node.require_identity()
-    entry = journal.find("node_snapshot", _journal_name(work))
-    if entry is None:
-        names = [found.name for found in snapshots.list_snapshots(node, archive.collection, archive.shard_id)]
-        entry = journal.note(
-            "node_snapshot",
-            _journal_name(work),
-            {
-                "node_url": archive.node.url,
-                "peer_id": archive.node.peer_id,
-                "collection": archive.collection,
-                "shard_id": archive.shard_id,
-                "names_before": names,
-                "process": snapshots.process_id(node),
-            },
-        )
-    started = now()
-    snapshot = _made_earlier(node, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
+    if work.half is not None and (found := _snapshot_of(node, work, work.half)) is not None:
+        log.info("%s: going on with snapshot %s of a run that died", archive.label, found.name)
+        return found
+    with _guarded(connections, work, progress) as guard:
+        guard.admit()
+        entry = journal.find("node_snapshot", work.noted) or _note_snapshot(connections, work, node)
+        started = now()
+        snapshot = _made_earlier(node, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
     node.require_identity()
     journal.update(entry, name=snapshot.name)
     log.info("%s: snapshot %s, %d bytes", archive.label, snapshot.name, snapshot.size)
@@ -106,7 +71,42 @@ def create_snapshot(connections: Connections, work: Work) -> MadeSnapshot:
         msg = f"{archive.label}: Qdrant gave no checksum for {snapshot.name}, so its bytes cannot be proven."
         raise ArchiveDamagedError(msg, "Set storage.snapshots_config.snapshots_storage to local on the nodes.")
     return MadeSnapshot(
-        name=snapshot.name, bytes=snapshot.size, sha256=snapshot.checksum, started_at=started, finished_at=now()
+        name=snapshot.name,
+        bytes=snapshot.size,
+        sha256=snapshot.checksum,
+        started_at=started,
+        finished_at=now(),
+        findings=guard.findings,
+    )
+
+
+def _note_snapshot(connections: Connections, work: Work, node: Node) -> Entry:
+    archive = work.archive
+    names = [found.name for found in snapshots.list_snapshots(node, archive.collection, archive.shard_id)]
+    detail = {
+        "node_url": archive.node.url,
+        "peer_id": archive.node.peer_id,
+        "collection": archive.collection,
+        "shard_id": archive.shard_id,
+        "names_before": names,
+        "process": snapshots.process_id(node),
+    }
+    return connections.journal(work.backup_id).note("node_snapshot", work.noted, detail)
+
+
+def _snapshot_of(node: Node, work: Work, half: Half) -> MadeSnapshot | None:
+    """The snapshot that a dead run has made, when it is whole and still there."""
+    collection, shard_id = work.archive.collection, work.archive.shard_id
+    found = [each for each in snapshots.list_snapshots(node, collection, shard_id) if each.name == half.snapshot]
+    whole = snapshots.with_whole_checksum(node, collection, shard_id, found[0]) if found else None
+    if whole is None or whole.checksum is None:
+        return None
+    return MadeSnapshot(
+        name=whole.name,
+        bytes=whole.size,
+        sha256=whole.checksum,
+        started_at=half.started_at,
+        finished_at=max(half.started_at, whole.created_at or half.started_at),
     )
 
 
@@ -141,75 +141,128 @@ def upload_snapshot(
 
     Raises ArchiveDamagedError when the bytes on the wire are not what Qdrant said; the object is deleted again then.
     """
-    archive, key = work.archive, archive_key(connections, work)
-    journal = connections.journal(work.backup_id)
-    journal.note("archive", _journal_name(work), {"key": key, "collection": archive.collection})
     started = time.monotonic()
-    held = connections.store.head(key)
-    # An earlier attempt may have failed after its upload; what it wrote is compared with sha256 by the proof.
-    if held is None or (held.bytes, held.metadata.get("sha256")) != (made.bytes, made.sha256):
-        if held is not None:  # of another snapshot of this run, which is lost; uploads never overwrite
-            connections.store.delete([key])
-        _move_snapshot(connections, work, made, progress)
-    seconds = time.monotonic() - started
-    # Once more: while this run was frozen, another may have taken the lease, and the note, before there was an object.
-    journal.note("archive", _journal_name(work), {"key": key, "collection": archive.collection})
-    release_snapshot(connections, work, made.name)
-    return StoredArchive(key=key, snapshot=made, seconds=seconds)
+    stored = _continued(connections, work, made, progress) or _uploaded(connections, work, made, progress)
+    _release_snapshot(connections, work, made.name)
+    return stored.model_copy(update={"seconds": time.monotonic() - started})
 
 
-def _move_snapshot(connections: Connections, work: Work, made: MadeSnapshot, progress: Progress) -> None:
-    archive, store, key = work.archive, connections.store, archive_key(connections, work)
-    node = connections.cluster.node(archive.node.peer_id)
+def _uploaded(connections: Connections, work: Work, made: MadeSnapshot, progress: Progress) -> StoredArchive:
+    encryption, store = connections.profile.encryption, connections.store
+    file = archive_file(_number(work), work.archive.kind, work.fencing, "age" if encryption else "plain")
+    key = connections.keys.archive(work.cluster, work.backup_id, work.archive.collection, file)
+    journal = connections.journal(work.backup_id)
+    journal.note("archive", work.noted, {"key": key, "collection": work.archive.collection})
+    held = store.head(key)
+    if held is not None:  # an earlier attempt failed after its upload; only this holder knows the key
+        if encryption is None and (held.bytes, held.metadata.get("sha256")) == (made.bytes, made.sha256):
+            return StoredArchive(
+                key=key, etag=held.etag, snapshot=made, form=StoredForm(bytes=made.bytes, sha256=made.sha256)
+            )
+        store.delete([key])
+    node = connections.cluster.node(work.archive.node.peer_id)
     node.require_identity()
-    blocks = snapshots.download_snapshot(
-        node, archive.collection, archive.shard_id, made.name, expected_bytes=made.bytes
-    )
-    blocks = spool.keeping(connections.worker, key, blocks)
-    uploaded = store.upload(key, blocks, expected_bytes=made.bytes, metadata={"sha256": made.sha256}, progress=progress)
-    if (uploaded.bytes, uploaded.sha256) != (made.bytes, made.sha256):
+    with _guarded(connections, work, progress) as guard:
+        encoder = Encoder(encryption, spool.keeping(connections.worker, key, guard.paced(_read(node, work, made))))
+        uploaded = store.upload(
+            key,
+            limited(encoder.blocks(), to_buckets(connections.worker), progress),
+            expected_bytes=None if encryption else made.bytes,
+            metadata={} if encryption else {"sha256": made.sha256},
+            progress=progress,
+        )
+    form = encoder.form((uploaded.bytes, uploaded.sha256 or ""))
+    if (form.bytes, form.sha256) != (made.bytes, made.sha256):
         store.delete([key])
         msg = (
-            f"{archive.label}: {uploaded.bytes} bytes with sha256 {uploaded.sha256} arrived; "
+            f"{work.label}: {form.bytes} bytes with sha256 {form.sha256} arrived; "
             f"Qdrant said {made.bytes} bytes with {made.sha256}."
         )
         raise ArchiveDamagedError(msg, "Something between node and worker changes bytes; run the backup again.")
     node.require_identity()
+    return StoredArchive(key=key, etag=uploaded.etag, snapshot=made, form=form, findings=guard.findings)
 
 
-def release_snapshot(connections: Connections, work: Work, name: str) -> None:
-    """Delete the node's file and settle its journal entry."""
+def _continued(connections: Connections, work: Work, made: MadeSnapshot, progress: Progress) -> StoredArchive | None:
+    """Go on with the upload that a dead run has left of this very snapshot; None where there is none, or it failed."""
+    half = work.half
+    if half is None or half.key is None or half.upload_id is None or half.snapshot != made.name:
+        return None
+    journal = connections.journal(work.backup_id)
+    journal.note("archive", work.noted, {"key": half.key, "collection": work.archive.collection})
+    node = connections.cluster.node(work.archive.node.peer_id)
+    unfinished = UnfinishedUpload(key=half.key, upload_id=half.upload_id, begun=half.started_at)
+    try:
+        with _guarded(connections, work, progress) as guard:
+
+            def blocks_from(start: int) -> Iterator[bytes]:
+                log.info("%s: going on at byte %d of %d", work.label, start, made.bytes)
+                paced = guard.paced(_read(node, work, made, start))
+                return limited(paced, to_buckets(connections.worker), progress)
+
+            uploaded = connections.store.continue_upload(
+                unfinished, blocks_from, expected_bytes=made.bytes, progress=progress
+            )
+    except (ArchiveDamagedError, BackupNotFoundError, ConflictError) as error:  # ended by others, or of other bytes
+        log.warning("%s: cannot go on with what a dead run has sent: %s", work.label, error.message)
+        return None
+    form = StoredForm(bytes=made.bytes, sha256=made.sha256)  # the proof compares: it reads all of it back
+    return StoredArchive(key=half.key, etag=uploaded.etag, snapshot=made, form=form, findings=guard.findings)
+
+
+def _guarded(connections: Connections, work: Work, progress: Progress) -> AbstractContextManager[Guard]:
+    archive, policy = work.archive, load_settings().policy(work.policy)
+    return guarded(
+        connections.cluster.node(archive.node.peer_id), archive.collection, policy, progress, archive.shard_id
+    )
+
+
+def _read(node: Node, work: Work, made: MadeSnapshot, start: int = 0) -> Iterator[bytes]:
+    archive = work.archive
+    return snapshots.download_snapshot(
+        node, archive.collection, archive.shard_id, made.name, expected_bytes=made.bytes, start=start
+    )
+
+
+def _release_snapshot(connections: Connections, work: Work, name: str) -> None:
+    """Delete the node's file and settle its journal entries, those of the dead run that began it too."""
     archive, journal = work.archive, connections.journal(work.backup_id)
     node = connections.cluster.node(archive.node.peer_id)
     snapshots.delete_snapshot(node, archive.collection, archive.shard_id, name)
-    if entry := journal.find("node_snapshot", _journal_name(work)):
-        journal.settle(entry)
+    for noted in (work.noted, *([work.half.noted] if work.half else [])):
+        journal.drop("node_snapshot", noted)
 
 
 def prove_upload(
     connections: Connections, work: Work, stored: StoredArchive, progress: Progress = no_progress
-) -> ArchiveRecord:
-    """Read the archive back from the bucket and fix its count and digest, shard by shard.
+) -> ProvenArchive:
+    """Read the archive back from the bucket, fix its count and digest, shard by shard, and note that in the journal.
 
     Raises ArchiveDamagedError when it cannot be opened or its bytes are not those that were sent.
     """
     archive = work.archive
-    shard_ids = [shard.shard_id for shard in archive.shards]
-    proofs = prove_stored(
-        connections,
-        stored.key,
-        (stored.snapshot.bytes, stored.snapshot.sha256),
-        None if archive.kind == "shard" else shard_ids,
-        work.proof,
-        progress,
+    shard_ids = [shard.shard_id for shard in archive.shards] if archive.kind == "node" else None
+    proofs = prove_stored(connections, stored.key, stored.form, shard_ids, work.proof, progress)
+    proven = ProvenArchive(
+        noted=work.noted,
+        record=_record(connections, work, stored, proofs),
+        etag=stored.etag,
+        fingerprint=work.fingerprint,
+        place=archive.place,
+        collection=archive.collection,
+        mb_per_second=stored.mb_per_second,
+        findings=stored.snapshot.findings + stored.findings,
     )
-    return _record(connections, work, stored, proofs)
+    connections.journal(work.backup_id).note("proof", work.noted, proven.model_dump(mode="json"))
+    if work.half is not None:  # what the dead run noted of it is noted by us now
+        connections.journal(work.backup_id).drop("archive", work.half.noted)
+    return proven
 
 
 def _record(
     connections: Connections, work: Work, stored: StoredArchive, proofs: dict[ShardId | None, Proof]
 ) -> ArchiveRecord:
-    archive = work.archive
+    archive, form = work.archive, stored.form
     shards = tuple(
         ShardRecord(
             shard_id=shard.shard_id,
@@ -224,24 +277,13 @@ def _record(
         key=stored.key.removeprefix(folder),
         kind=archive.kind,
         snapshot=stored.snapshot.name,
-        bytes=stored.snapshot.bytes,
-        sha256=stored.snapshot.sha256,
         source_peer=archive.node.peer_id,
         started_at=stored.snapshot.started_at,
         finished_at=stored.snapshot.finished_at,
         shards=shards,
+        **form.model_dump(),
     )
 
 
-def archive_key(connections: Connections, work: Work) -> str:
-    """Where the archive's bytes go in the bucket."""
-    archive, keys = work.archive, connections.keys
-    if archive.shard_id is None:
-        return keys.node_archive(work.cluster, work.backup_id, archive.collection, archive.node.peer_id)
-    return keys.shard_archive(work.cluster, work.backup_id, archive.collection, archive.shard_id)
-
-
-def _journal_name(work: Work) -> str:
-    archive = work.archive
-    shard = "all" if archive.shard_id is None else archive.shard_id
-    return f"{archive.collection}-{shard}-{archive.node.peer_id}"
+def _number(work: Work) -> ShardId | PeerId:
+    return work.archive.node.peer_id if work.archive.shard_id is None else work.archive.shard_id

@@ -25,6 +25,8 @@ def run(given: argparse.Namespace) -> int:
         exclude=tuple(given.exclude),
         kind=given.kind,
         proof=given.proof,
+        policy=given.policy,
+        fresh=given.fresh,
     )
     planned = prepare(connections, request)
     terminal.print_text(report.backup_plan_text(planned))

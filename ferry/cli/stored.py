@@ -42,10 +42,8 @@ def _unfinished(repository: Repository, cluster: str, backup: BackupId, only: st
     if found is None:
         msg = f"There is no backup {backup} of {cluster}."
         raise BackupNotFoundError(msg)
-    manifests = []
-    for name in found.collections:
-        if repository.store.head(repository.keys.manifest(cluster, backup, name)) is not None:
-            manifests.append(repository.catalog.read_manifest(cluster, backup, name))
+    read = [repository.catalog.find_manifest(cluster, backup, name) for name in found.collections]
+    manifests = [manifest for manifest in read if manifest is not None]
     _require_held(backup, [manifest.collection for manifest in manifests], only)
     return StoredBackup(
         cluster, backup, None, tuple(manifest for manifest in manifests if only in (None, manifest.collection))

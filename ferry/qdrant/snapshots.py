@@ -98,21 +98,22 @@ def download_snapshot(
     name: str,
     *,
     expected_bytes: int,
-    part_bytes: int = MIB,
+    start: int = 0,
 ) -> Iterator[bytes]:
-    """The snapshot's bytes in blocks of ``part_bytes``, the last one shorter; at most two blocks in memory.
+    """The snapshot's bytes from byte ``start`` on in blocks of 1 MiB, the last one shorter; at most two in memory.
 
     After a stall (``stall_seconds`` without a byte), a reset or a short body it goes on from where it was, with
     back-off, until five attempts in a row brought nothing: then NodeUnreachableError. Raises SnapshotError when the
     file is not there, was replaced underway, or has another size than ``expected_bytes``.
     """
     fetch = _Fetch(node, _folder(collection, shard_id) + path_of(name), expected_bytes)
+    fetch.position = start
     buffer = bytearray()
     for piece in fetch.pieces():
         buffer += piece
-        while len(buffer) >= part_bytes:
-            yield bytes(buffer[:part_bytes])
-            del buffer[:part_bytes]
+        while len(buffer) >= MIB:
+            yield bytes(buffer[:MIB])
+            del buffer[:MIB]
     if buffer:
         yield bytes(buffer)
 
@@ -233,7 +234,7 @@ class _Fetch:
             msg = f"Something between Ferry and {self.node.label} compresses {self.path}."
             raise SnapshotError(msg, "Configure the address of the node itself, or switch the proxy's compression off.")
         etag = response.headers.get("etag")
-        if self.position and etag != self.etag:
+        if self.etag is not None and etag != self.etag:
             msg = f"Node {self.node.label}: {self.path} was replaced while it was read (ETag {self.etag} → {etag})."
             raise SnapshotError(msg, "Something else makes snapshots of the same shard: stop it, then run this again.")
         self.etag = etag

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from ferry.errors import ArchiveDamagedError, BackupNotFoundError, ConfigurationError, ConflictError, RepositoryError
 from ferry.models import BackupId, Value, now
-from ferry.repository.layout import Keys, decode_name, node_file, parse_backup_id, shard_file
-from ferry.repository.manifest import FORMAT_VERSION, ArchiveRecord, BackupRecord, CollectionManifest, Document
+from ferry.repository import fence
+from ferry.repository.layout import Keys, decode_name, names_archive, parse_backup_id
+from ferry.repository.manifest import FORMAT_VERSION, ArchiveRecord, BackupRecord, CollectionManifest
 from ferry.repository.store import ObjectStore
 
 LATEST = "latest"
@@ -96,15 +97,22 @@ class Catalog:
         if backup_id == LATEST:
             return self.latest_with(cluster, collection)
         key = self._keys.manifest(cluster, BackupId(backup_id), collection)
-        data, _ = self._store.get_document(key)
+        data = self._document(key)
         manifest = CollectionManifest.from_bytes(data, key)
         _require_place(manifest, key, cluster, backup_id, collection)
         for archive in manifest.archives:
-            if archive.key != _place_of(archive):
+            if not _in_its_place(archive):
                 msg = f"{key} names an archive at {archive.key!r}, which is no place for it."
                 raise ArchiveDamagedError(msg, "Somebody edited it. Use another backup.")
         self._require_recorded(manifest, key, hashlib.sha256(data).hexdigest())
         return manifest
+
+    def find_manifest(self, cluster: str, backup_id: str, collection: str) -> CollectionManifest | None:
+        """The manifest of one collection in one backup, or None when it has none; damage is raised."""
+        try:
+            return self.read_manifest(cluster, backup_id, collection)
+        except BackupNotFoundError:
+            return None
 
     def latest_with(self, cluster: str, collection: str) -> CollectionManifest:
         """The newest manifest of a collection, also from a run of which another collection failed.
@@ -112,28 +120,34 @@ class Catalog:
         Raises BackupNotFoundError; raises ArchiveDamagedError when the newest is damaged, never takes an older one.
         """
         for backup_id in self._ids(cluster):
-            if self._store.head(self._keys.manifest(cluster, backup_id, collection)) is not None:
+            if self._store.head(self._keys.manifest(cluster, backup_id, collection)) is None:
+                continue
+            try:
                 return self.read_manifest(cluster, backup_id, collection)
+            except BackupNotFoundError:  # a fence, or it was pruned since
+                continue
         msg = f"There is no backup of {collection} on {cluster}."
         raise BackupNotFoundError(msg)
 
-    def write_manifest(self, manifest: CollectionManifest) -> None:
-        """Commit one collection. The same once more is fine; raises ConflictError when there is another one."""
-        self._write_once(self._keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection), manifest)
+    def write_manifest(self, manifest: CollectionManifest, claim_etag: str | None = None) -> None:
+        """Commit one collection, where nothing is or where our claim is (``fence.claim``).
 
-    def write_backup(self, record: BackupRecord) -> None:
-        """Commit a run. The same once more is fine; raises ConflictError when there is another one."""
-        self._write_once(self._keys.backup(record.cluster, record.backup_id), record)
+        The same once more is fine; raises ConflictError when there is another one, or another run has taken over.
+        """
+        key = self._keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection)
+        fence.commit(self._store, key, manifest.to_bytes(), claim_etag)
 
-    def _write_once(self, key: str, document: Document) -> None:
-        data = document.to_bytes()
-        try:
-            self._store.put_document(key, data, if_absent=True)
-        except ConflictError:
-            if self._store.get_document(key)[0] == data:
-                return
-            msg = f"{key} exists already with other content; it was not changed."
-            raise ConflictError(msg, "Another run has committed this backup; start a new one.") from None
+    def write_backup(self, record: BackupRecord, claim_etag: str | None = None) -> None:
+        """Commit a run, in the same way."""
+        fence.commit(self._store, self._keys.backup(record.cluster, record.backup_id), record.to_bytes(), claim_etag)
+
+    def _document(self, key: str) -> bytes:
+        """The document at a commit point; a fence there is none."""
+        data, _ = self._store.get_document(key)
+        if held := fence.as_fence(data):
+            msg = f"There is nothing at {key}: {held.by} has {held.fence} it."
+            raise BackupNotFoundError(msg)
+        return data
 
     def _ids(self, cluster: str) -> list[BackupId]:
         """Ids of all backups of a cluster, the newest first; folders that are not ours are passed over."""
@@ -153,7 +167,9 @@ class Catalog:
             record = self._read_record(cluster, backup_id)
         except BackupNotFoundError:
             folder = self._keys.backup_prefix(cluster, backup_id)
-            left = {info.key.removeprefix(folder).split("/")[0] for info in self._store.list(folder)}
+            objects = [info.key for info in self._store.list(folder)]
+            left = {key.removeprefix(folder).split("/")[0] for key in objects if not self._condemned(key)}
+            left.discard("backup.json")
             if not left:
                 return None  # deleted; some stores name an empty folder for a while
             problem = "the run did not finish, or runs still"
@@ -170,9 +186,15 @@ class Catalog:
             }
         )
 
+    def _condemned(self, key: str) -> bool:
+        if not key.endswith(".json"):
+            return False
+        held = fence.read_place(self._store, key).fence
+        return held is not None and held.fence == "condemned"
+
     def _read_record(self, cluster: str, backup_id: BackupId) -> BackupRecord:
         key = self._keys.backup(cluster, backup_id)
-        record = BackupRecord.from_bytes(self._store.get_document(key)[0], key)
+        record = BackupRecord.from_bytes(self._document(key), key)
         _require_place(record, key, cluster, backup_id, None)
         return record
 
@@ -206,10 +228,10 @@ def _read_mark(data: bytes, key: str) -> RepositoryMark:
         raise RepositoryError(msg, "Use the release of Ferry that wrote it, or set another prefix.") from None
 
 
-def _place_of(archive: ArchiveRecord) -> str | None:
+def _in_its_place(archive: ArchiveRecord) -> bool:
     if archive.kind == "node":
-        return node_file(archive.source_peer)
-    return shard_file(archive.shards[0].shard_id) if len(archive.shards) == 1 else None
+        return names_archive(archive.key, archive.source_peer, "node")
+    return len(archive.shards) == 1 and names_archive(archive.key, archive.shards[0].shard_id, "shard")
 
 
 def _require_place(

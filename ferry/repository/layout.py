@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote, unquote_to_bytes
 
 from ferry.errors import ConfigurationError
-from ferry.models import BackupId, PeerId, ShardId
+from ferry.models import BackupId, PeerId, ShardId, SnapshotKind
 
 MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 _BACKUP_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
@@ -58,6 +58,15 @@ def parse_backup_id(text: str) -> datetime:
     raise ConfigurationError(msg, "See what there is: python -m ferry list")
 
 
+def is_backup_id(text: str) -> bool:
+    """Whether that is a backup's id, and no folder of somebody else's."""
+    try:
+        parse_backup_id(text)
+    except ConfigurationError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Keys:
     """All keys under one prefix (no slash at its ends). Raises ConfigurationError for a key longer than S3 allows."""
@@ -100,13 +109,9 @@ class Keys:
         """The manifest of one collection, and its commit point."""
         return _checked(self.collection_prefix(cluster, backup_id, collection) + "manifest.json")
 
-    def shard_archive(self, cluster: str, backup_id: BackupId, collection: str, shard_id: ShardId) -> str:
-        """The archive of one shard."""
-        return _checked(self.collection_prefix(cluster, backup_id, collection) + shard_file(shard_id))
-
-    def node_archive(self, cluster: str, backup_id: BackupId, collection: str, peer_id: PeerId) -> str:
-        """The archive of all that one node held of a collection."""
-        return _checked(self.collection_prefix(cluster, backup_id, collection) + node_file(peer_id))
+    def archive(self, cluster: str, backup_id: BackupId, collection: str, file: str) -> str:
+        """The archive that ``archive_file`` has named."""
+        return _checked(self.collection_prefix(cluster, backup_id, collection) + file)
 
     def lease(self, name: str) -> str:
         """The lease of that name; a cluster's own is named like the cluster."""
@@ -140,14 +145,17 @@ class Keys:
         return f"{self.runs_prefix(cluster)}{encode_name(run_id)}/"
 
 
-def shard_file(shard_id: ShardId) -> str:
-    """Where a shard's archive lies in the folder of its collection."""
-    return f"shards/{shard_id}.snapshot"
+def archive_file(number: ShardId | PeerId, kind: SnapshotKind, fencing: int, encoding: str = "plain") -> str:
+    """Where the archive of a shard or of a node (peer id) lies in the folder of its collection.
+
+    The fencing number of the holder that began it is part of the name, so that no two holders write one object.
+    """
+    return f"{kind}s/{number}.{fencing}.snapshot{'' if encoding == 'plain' else '.' + encoding}"
 
 
-def node_file(peer_id: PeerId) -> str:
-    """Where a node's archive lies in the folder of its collection."""
-    return f"nodes/{peer_id}.snapshot"
+def names_archive(file: str, number: ShardId | PeerId, kind: SnapshotKind) -> bool:
+    """Whether that is a place for the archive of a shard or a node; without a fencing number before issue 3."""
+    return re.fullmatch(rf"{kind}s/{number}(\.\d+)?\.snapshot(\.age)?", file) is not None
 
 
 def _checked(key: str) -> str:

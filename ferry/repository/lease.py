@@ -68,6 +68,11 @@ class Lease:
         return self._record.fencing
 
     @property
+    def holder(self) -> str:
+        """The run as an operator knows it."""
+        return self._record.holder
+
+    @property
     def lost(self) -> bool:
         """Whether another has taken it, or may by now because it was not renewed for its whole time to live."""
         return self._taken_by is not None or time.monotonic() - self._renewed > self._record.ttl_seconds

@@ -9,12 +9,14 @@ import hashlib
 import io
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from ferry.errors import (
@@ -39,16 +41,20 @@ _POLL_SECONDS = 1.0  # how often a waiting upload asks whether to stop
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 8.0
 _ABORT_ATTEMPTS = 3
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload left in the bucket: its size, the sha256 of the bytes that were sent, and the store's ETag."""
+    """What an upload left in the bucket: its size, the store's ETag, and the sha256 of the bytes that were sent.
+
+    The sha256 of an upload that was continued is None: its first parts were sent by a run that is dead.
+    """
 
     bytes: int
-    sha256: str
+    sha256: str | None
     etag: str
 
 
@@ -119,15 +125,46 @@ class ArchiveUpload:
             self._compare_with_expected(len(first), expected_bytes)
             self._put_whole(first, metadata)
         else:
-            self._put_parts(first, parts, metadata, expected_bytes)
+            upload_id = self._persist(lambda: self._create(metadata))
+            self._put_parts(upload_id, [], chain([first], parts), expected_bytes)
         return self._confirmed_by_store()
+
+    def go_on(self, upload_id: str, blocks_from: Callable[[int], Iterable[bytes]], expected_bytes: int) -> Uploaded:
+        """Continue an upload of a dead run after the parts that the store has. See Store.continue_upload."""
+        self._require_absent()
+        sent = self._parts_there(upload_id, expected_bytes)
+        if sent:
+            self.plan = replace(self.plan, part_bytes=sent[0].bytes)
+        self._sent_bytes = sum(part.bytes for part in sent)
+        self._sha256 = None
+        self.progress(self._sent_bytes)
+        rest = self._cut(blocks_from(self._sent_bytes)) if self._sent_bytes < expected_bytes else iter(())
+        self._put_parts(upload_id, sent, rest, expected_bytes)
+        return self._confirmed_by_store()
+
+    def _parts_there(self, upload_id: str, expected_bytes: int) -> list["_SentPart"]:
+        """The first parts in a row that have one size, and the last one too where they are all there is."""
+        found: list[_SentPart] = []
+        with vendor_errors("list the parts of", self.where):
+            pages = self.client.get_paginator("list_parts")
+            for page in pages.paginate(Bucket=self.bucket, Key=self.key, UploadId=upload_id):
+                for part in page.get("Parts", []):
+                    etag = part["ETag"]
+                    md5 = bytes.fromhex(etag.strip('"')) if _MD5.fullmatch(etag.strip('"')) else b""
+                    found.append(_SentPart(part["PartNumber"], etag, md5, part["Size"], None))
+        found.sort(key=lambda part: part.number)
+        row = [part for number, part in enumerate(found, 1) if part.number == number]
+        if sum(part.bytes for part in row) == expected_bytes:
+            return row
+        return list(takewhile(lambda part: part.bytes == row[0].bytes, row))
 
     def _cut(self, blocks: Iterable[bytes]) -> Iterator[bytearray]:
         """Gather blocks into parts, hashing each block once, as it comes."""
         size = self.plan.part_bytes
         part, filled = self._buffer(), 0
         for block in blocks:
-            self._sha256.update(block)
+            if self._sha256 is not None:
+                self._sha256.update(block)
             view = memoryview(block)
             while view:
                 taken = min(size - filled, len(view))
@@ -163,12 +200,11 @@ class ArchiveUpload:
         self.progress(len(data))
 
     def _put_parts(
-        self, first: bytearray, rest: Iterator[bytearray], metadata: dict[str, str], expected_bytes: int | None
+        self, upload_id: str, sent: list["_SentPart"], parts: Iterator[bytearray], expected_bytes: int | None
     ) -> None:
-        upload_id = self._persist(lambda: self._create(metadata))
         pool = ThreadPoolExecutor(self.plan.parts_in_flight, thread_name_prefix="ferry-part")
         try:
-            sent = self._send_parts(pool, upload_id, first, rest)
+            sent = self._send_parts(pool, upload_id, sent, parts)
             self._compare_with_expected(self._sent_bytes, expected_bytes)
             own_etag = hashlib.md5(b"".join(part.md5 for part in sent), usedforsecurity=False).hexdigest()
             own_etag += f"-{len(sent)}"
@@ -185,21 +221,16 @@ class ArchiveUpload:
             self._abort_strays()
 
     def _send_parts(
-        self, pool: ThreadPoolExecutor, upload_id: str, first: bytearray, rest: Iterator[bytearray]
+        self, pool: ThreadPoolExecutor, upload_id: str, sent: list["_SentPart"], parts: Iterator[bytearray]
     ) -> list["_SentPart"]:
-        sent: list[_SentPart] = []
         pending: set[Future[_SentPart]] = set()
-        part: bytearray | None = first
-        number = 0
-        while part is not None:
-            number += 1
+        for number, part in enumerate(parts, len(sent) + 1):
             if number > self.plan.max_parts:
                 msg = f"{self.where} is larger than {self.plan.max_parts} parts of {self.plan.part_bytes} bytes."
                 raise RepositoryError(msg, "Raise part_bytes of the repository profile.")
             pending.add(pool.submit(self._send_part, upload_id, number, part))
             # The part that is being filled counts, so one place is kept for it.
             pending = self._reap(pending, sent, at_most=max(self.plan.parts_in_flight - 1, 0))
-            part = next(rest, None)
         self._reap(pending, sent, at_most=0)
         return sorted(sent, key=lambda done: done.number)
 
@@ -213,7 +244,8 @@ class ArchiveUpload:
             for future in finished:
                 part = future.result()
                 sent.append(part)
-                self._spare.append(part.buffer)
+                if part.buffer is not None:
+                    self._spare.append(part.buffer)
                 self._sent_bytes += part.bytes
                 self.progress(part.bytes)
             if not finished:
@@ -345,7 +377,8 @@ class ArchiveUpload:
         if self._own_etag and etag != self._own_etag:
             msg = f"{self.where} was put together wrongly by the store: its ETag is {etag}, not {self._own_etag}."
             raise ArchiveDamagedError(msg)
-        return Uploaded(self._sent_bytes, self._sha256.hexdigest(), etag)
+        sha256 = self._sha256.hexdigest() if self._sha256 is not None else None
+        return Uploaded(self._sent_bytes, sha256, etag)
 
 
 @dataclass(frozen=True)
@@ -354,4 +387,4 @@ class _SentPart:
     etag: str
     md5: bytes
     bytes: int
-    buffer: bytearray
+    buffer: bytearray | None

@@ -4,8 +4,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ferry.archive.proof import Proof
+from ferry.backup.plan import BackupPlan
+from ferry.backup.work import BackupRun, ProvenArchive
 from ferry.models import BackupId, ClusterLayout, CollectionLayout, NodeInfo, PeerId, Replica, ShardId, ShardLayout
+from ferry.repository.lease import Lease, LeaseRecord
 from ferry.repository.manifest import ArchiveRecord, CollectionManifest, NodeRecord, ShardRecord
+from tests.unit.fakes import MemoryStore
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 BACKUP_ID = BackupId("20261122T120000Z-abcdef")
@@ -73,6 +77,29 @@ def archive(shard_id: int, points: int = 10, size: int = 1000, peer: int = 1) ->
 def proof(points: int | None = 10) -> Proof:
     """A proof that counted, and no more."""
     return Proof(level="count", engine="test", points=points, content=None, sample=[], seconds=0.0)
+
+
+def run_of(plan: BackupPlan) -> BackupRun:
+    """A run of that plan that holds the lease under fencing number 7."""
+    record = LeaseRecord(
+        holder="a test",
+        host="here",
+        pid=1,
+        token="t",
+        fencing=7,
+        ttl_seconds=60,
+        acquired_at=NOON,
+        renewed_at=NOON,
+    )
+    return BackupRun(Lease(MemoryStore(), "lease", record, "etag", 0.0), plan)
+
+
+def proven(record: ArchiveRecord, collection: str = "docs") -> ProvenArchive:
+    """An archive as its journal entry holds it."""
+    place = f"shard-{record.shards[0].shard_id}"
+    return ProvenArchive(
+        noted=f"{collection}-{place}", record=record, etag="e", fingerprint="f", place=place, collection=collection
+    )
 
 
 def manifest(source: CollectionLayout, archives: list[ArchiveRecord], version: str = "1.16.3") -> CollectionManifest:

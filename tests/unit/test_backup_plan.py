@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 
 from ferry.backup.commit import build_manifest
 from ferry.backup.plan import BackupRequest, Measured, plan_backup
-from ferry.backup.steps import lanes_of_work
 from ferry.errors import RepositoryError
 from ferry.models import BackupId, ClusterLayout, PeerId, ShardId, SnapshotKind
-from tests.unit.builders import BACKUP_ID, archive, collection, layout, node, shard
+from tests.unit.builders import BACKUP_ID, archive, collection, layout, node, proven, run_of, shard
 
 NODES = [node(1), node(2), node(3)]
 
@@ -59,16 +58,16 @@ def test_a_collection_without_shards_is_backed_up_as_its_schema_and_said_so() ->
     """Sharded by keys before its first key, a collection never drops out of the backup without a word."""
     cluster = layout(NODES, [collection("docs", [shard(0, [1])]), collection("keyed", [], sharding_method="custom")])
     plan = plan_backup(request(), cluster, measured(cluster))
-    assert plan.without_shards == ["keyed"]
+    assert run_of(plan).to_commit == ["docs", "keyed"]
     assert [finding.subject for finding in plan.findings] == ["keyed/shards"]
-    assert build_manifest(plan, "keyed", []).archives == ()
+    assert build_manifest(run_of(plan), "keyed", []).archives == ()
 
 
 def test_a_collection_that_lacks_an_archive_has_no_manifest() -> None:
     """A shard that is missing is a failed backup, never a smaller one."""
     cluster = layout(NODES, [collection("docs", [shard(0, [1]), shard(1, [1])])])
     with pytest.raises(RepositoryError, match=r"no archive of shards \[1\]"):
-        build_manifest(plan_backup(request(), cluster, measured(cluster)), "docs", [archive(0)])
+        build_manifest(run_of(plan_backup(request(), cluster, measured(cluster))), "docs", [proven(archive(0))])
 
 
 @given(
@@ -80,7 +79,7 @@ def test_no_shard_is_ever_left_out(placements: list[list[int]], at_a_time: int) 
     docs = collection("docs", [shard(number, peers) for number, peers in enumerate(placements)])
     cluster = layout(NODES, [docs])
     plan = plan_backup(request(), cluster, measured(cluster))
-    lanes = lanes_of_work(plan, at_a_time)
+    lanes = run_of(plan).lanes(at_a_time)
     planned = [work.archive for lane in lanes for work in lane]
     assert sorted(archive.shard_id or 0 for archive in planned) == list(range(len(placements)))
     assert all(archive.node.peer_id in placements[archive.shard_id or 0] for archive in planned)

@@ -253,9 +253,7 @@ DATA = bytes(range(256)) * 4096  # 1 MiB
 
 
 def download(node: Node, expected_bytes: int = len(DATA)) -> bytes:
-    blocks = snapshots.download_snapshot(
-        node, "docs", ShardId(0), "s.snapshot", expected_bytes=expected_bytes, part_bytes=100_000
-    )
+    blocks = snapshots.download_snapshot(node, "docs", ShardId(0), "s.snapshot", expected_bytes=expected_bytes)
     return b"".join(blocks)
 
 

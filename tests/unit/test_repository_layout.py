@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ferry.errors import ConfigurationError
 from ferry.models import BackupId, PeerId, ShardId
-from ferry.repository.layout import Keys, decode_name, encode_name, new_backup_id, parse_backup_id
+from ferry.repository.layout import Keys, archive_file, decode_name, encode_name, new_backup_id, parse_backup_id
 
 KEYS = Keys("team/ferry")
 ID = BackupId("20261122T020000Z-7f3a9c")
@@ -72,8 +72,9 @@ def test_keys_are_those_of_the_documented_format() -> None:
     assert KEYS.repository == "team/ferry/ferry.json"
     assert KEYS.backup("prod", ID) == base + "backup.json"
     assert KEYS.manifest("prod", ID, "a/b") == base + "a%2Fb/manifest.json"
-    assert KEYS.shard_archive("prod", ID, "docs", ShardId(3)) == base + "docs/shards/3.snapshot"
-    assert KEYS.node_archive("prod", ID, "docs", PeerId(77)) == base + "docs/nodes/77.snapshot"
+    shard, node = archive_file(ShardId(3), "shard", 12), archive_file(PeerId(77), "node", 1, "age")
+    assert KEYS.archive("prod", ID, "docs", shard) == base + "docs/shards/3.12.snapshot"
+    assert KEYS.archive("prod", ID, "docs", node) == base + "docs/nodes/77.1.snapshot.age"
     assert KEYS.lease("prod") == "team/ferry/leases/prod.json"
     assert KEYS.lease("prod.restore.a/b") == "team/ferry/leases/prod.restore.a%2Fb.json"
     assert KEYS.journal_prefix("prod", ID) == f"team/ferry/runs/prod/{ID}/"
