@@ -11,6 +11,9 @@ from flows.back_up_cluster import back_up_cluster
 from sandbox.fault_proxy import FaultProxy
 from tests.faults.conftest import BACK_UP, SOURCE, Runs
 from tests.faults.scene import Scene, fill, soon
+from tests.soak.content import SHAPES
+from tests.soak.soak import BACKUP, Soak
+from tests.workshop import Workshop
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -53,3 +56,30 @@ def test_a_holder_that_was_frozen_commits_nothing(scene: Scene, runs: Runs, at: 
     second = back_up_cluster(**SOURCE)
     assert scene.complete() == [second, first]
     scene.require_sound()
+
+
+@pytest.mark.parametrize("next_one", [(), ("--include", "docs")], ids=["continued", "given up"])
+@pytest.mark.parametrize("place", ["/manifest.json", "/backup.json"])
+def test_the_store_refuses_the_commit_of_a_holder_that_was_taken_for_dead(
+    workshop: Workshop, next_one: tuple[str, ...], place: str
+) -> None:
+    """A commit that was on its way when its run froze arrives after another run has taken over: refused, by the store.
+
+    The next run continues the same backup, or gives it up because it asks for something else. Either way the late
+    commit changes nothing, its run ends with a refusal, and what the bucket holds reads back at every moment.
+    """
+    with Soak(workshop, seed=1, shapes={"docs": SHAPES["docs"], "few": SHAPES["few"]}) as soak:
+        soak.content.load()
+        first = soak.commands.start(*BACKUP)
+        soak.store.hold(place, lambda: first.send(signal.SIGSTOP))
+        soon(lambda: soak.store.held)
+        second = soak.commands.start(*BACKUP, *next_one)
+        assert second.wait() == "exit 0", str(second)
+        committed = soak.look().committed()
+        first.send(signal.SIGCONT)  # its heart finds the lease taken; the request that it has made is on its way still
+        time.sleep(0.5)
+        soak.store.let_go()
+        assert first.wait() == "exit 1", str(first)
+        assert "lost the lease" in first.output or "has taken over" in first.output, str(first)
+        assert soak.look().committed() == committed
+        soak.finish(verified=1)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ class Run:
         self.log = log
         self.started = time.monotonic()
         self._ended: str | None = None
+        self._asking = threading.Lock()
 
     def __str__(self) -> str:
         return f"ferry {' '.join(self.arguments)} (process {self.pid}): {self.ended or 'runs'}\n{self.output[-3000:]}"
@@ -43,9 +45,10 @@ class Run:
     @property
     def ended(self) -> str | None:
         """How it ended, ``exit N`` or ``signal N``; None while it runs or is stopped."""
-        if self._ended is None:
-            self._ended = self._commands.ask({"poll": self.pid})
-        return self._ended
+        with self._asking:  # once ended, its process id is no longer known
+            if self._ended is None:
+                self._ended = self._commands.ask({"poll": self.pid})
+            return self._ended
 
     def wait(self, seconds: float = LONGEST_RUN_SECONDS) -> str:
         """Wait until it has ended."""
@@ -66,8 +69,9 @@ class Run:
 
     def send(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
-        if self.ended is None:
-            os.kill(self.pid, number)
+        with self._asking:
+            if self._ended is None:  # it may have ended by itself, but is not forgotten by the kernel before we ask
+                os.kill(self.pid, number)
 
     def kill(self) -> bool:
         """SIGKILL; whether it was that which ended it."""
@@ -81,6 +85,7 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._runs: list[Run] = []
+        self._lock = threading.Lock()  # a proxy's thread kills while another waits
 
     def __enter__(self) -> Self:
         command = [*AS_IN_A_TERMINAL, sys.executable, "-m", "tests.soak.commands"]
@@ -113,9 +118,10 @@ class Commands:
         """Give an order to the process that forks; its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        with self._lock:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
         assert answer, "the process that runs commands has ended"
         return json.loads(answer)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
-from sandbox.qdrant import QdrantCluster, wait_consensus
+from sandbox.qdrant import wait_consensus
 from tests.soak.commands import Commands, Run
 from tests.soak.content import SHAPES, Content, Shape
 from tests.soak.tripwire import Snare, Tripwire
@@ -23,10 +23,12 @@ BACKUP = ("backup", "source", "--repository", "main")
 class Soak(ExitStack):
     """One source, one bucket, both behind tripwires, and the dice that decide what happens next."""
 
-    def __init__(self, shop: Workshop, cluster: QdrantCluster, seed: int, shapes: dict[str, Shape] = SHAPES) -> None:
+    def __init__(self, shop: Workshop, seed: int, shapes: dict[str, Shape] = SHAPES, own_nodes: bool = False) -> None:
+        """``own_nodes``: the workshop's source is ours alone, so that its nodes may be killed."""
         super().__init__()
         self.shop = shop
-        self.cluster = cluster
+        self.cluster = cluster = shop.clusters["source"]
+        self.own_nodes = own_nodes
         self.dice = random.Random(seed)
         self.content = Content(cluster, shapes, random.Random(seed + 1))
         self.truth = Truth(shop, self.content)
@@ -85,6 +87,8 @@ class Soak(ExitStack):
         """Episode after episode until so many kills."""
         while self.killed < until_kills:
             weights = {self.killed_backup: 60, self.frozen: 8, self.finished: 6, self.two_at_once: 6, self.node_lost: 5}
+            if not self.own_nodes:
+                del weights[self.node_lost]
             [episode] = self.dice.choices(list(weights), list(weights.values()))
             self.say(f"{episode.__name__}: {episode()}; {self.killed} kills")
             if self.dice.random() < 0.15:
@@ -99,21 +103,29 @@ class Soak(ExitStack):
         self.truth.require_readable(bucket, anew)
         return bucket
 
-    def finish(self) -> None:
-        """One undisturbed run; then nothing is left, everything reads back, and the source is as it was written."""
+    def finish(self, verified: int = 1000) -> None:
+        """One undisturbed run; then nothing is left, everything reads back, and the source is as it was written.
+
+        Ferry's own verify is asked about the newest ``verified`` backups, too.
+        """
         self.undisturbed()
-        bucket = self.look(anew=True)
-        left = self.truth.left_behind(bucket)
-        assert left == [], "\n".join(left)
-        self.truth.require_latest(bucket)
+        bucket = self.require_clean(anew=verified > 1)
         self.content.require_unharmed()
-        for backup_id in bucket.complete():
+        for backup_id in bucket.complete()[:verified]:
             run = self.commands.start("verify", "source", backup_id, "--repository", "main")
             assert run.wait() == "exit 0", str(run)
         self.say(
             f"{self.killed} kills: {dict(self.kills)}; ends {dict(self.ends)}; {len(bucket.complete())} backups, "
             f"{len(bucket.archives())} archives read back"
         )
+
+    def require_clean(self, anew: bool = False) -> Bucket:
+        """What must hold after an undisturbed run."""
+        bucket = self.look(anew)
+        left = self.truth.left_behind(bucket)
+        assert left == [], "\n".join(left)
+        self.truth.require_latest(bucket)
+        return bucket
 
     def killed_backup(self) -> str:
         """A backup killed at a random moment; sometimes the next one too, before it has done anything."""

@@ -26,7 +26,7 @@ def soak(shared_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with (
         QdrantCluster(nodes=3) as cluster,
         Workshop(tmp_path, monkeypatch, shared_s3, {"source": cluster}) as shop,
-        Soak(shop, cluster, seed_from("SOAK_SEED")) as made,
+        Soak(shop, seed_from("SOAK_SEED"), own_nodes=True) as made,
     ):
         yield made
 

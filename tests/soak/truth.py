@@ -89,6 +89,15 @@ class Truth:
         with closing(self._client.get_object(Bucket="ferry", Key=self._prefix + key)["Body"]) as body:
             return bytes(body.read())
 
+    def uploads(self) -> list[Any]:
+        """Multipart uploads that were begun and neither completed nor aborted."""
+        return list(self._client.list_multipart_uploads(Bucket="ferry", Prefix=self._prefix).get("Uploads", []))
+
+    def parts(self, upload: Any) -> list[Any]:
+        """The parts of one of them that the store has."""
+        found = self._client.list_parts(Bucket="ferry", Key=upload["Key"], UploadId=upload["UploadId"])
+        return list(found.get("Parts", []))
+
     def require_kept(self, bucket: Bucket, prunable: frozenset[str] = frozenset()) -> None:
         """Whatever was committed is as it was; only what lies in a backup of ``prunable`` may be gone."""
         committed = bucket.committed()
@@ -138,8 +147,7 @@ class Truth:
             for key in bucket.objects
             if key.startswith("leases/") and not json.loads(self.get(key))["released"]
         ]
-        uploads = self._client.list_multipart_uploads(Bucket="ferry", Prefix=self._prefix)
-        found += [f"upload {upload['Key']}" for upload in uploads.get("Uploads", [])]
+        found += [f"upload {upload['Key']}" for upload in self.uploads()]
         spool = self.shop.folder / "spool"
         found += [f"spool {path.name}" for path in (spool.iterdir() if spool.exists() else [])]
         return found + [f"snapshot {path}" for path in node_snapshots(self.content.cluster)]

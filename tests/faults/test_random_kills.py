@@ -1,0 +1,78 @@
+"""A short slice of `make soak`, and what a killed run's successor moves again."""
+
+import random
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.soak.soak import BACKUP, Soak, seed_from
+from tests.soak.tripwire import Snare
+from tests.workshop import Workshop
+
+FIXED_SEED = 20261122
+
+
+@pytest.fixture
+def soak(workshop: Workshop) -> Iterator[Soak]:
+    """The shared source, filled, behind tripwires."""
+    with Soak(workshop, FIXED_SEED) as made:
+        yield made
+
+
+def test_a_dozen_random_kills_lose_nothing_and_leave_nothing(soak: Soak) -> None:
+    """Six kills by dice that are always the same, six by others; what was committed stays, the end leaves no trace."""
+    soak.prepare()
+    soak.go_on(6)
+    seed = seed_from("SOAK_SEED")
+    soak.say(f"from here on seed {seed}")
+    soak.dice = random.Random(seed)
+    soak.go_on(12)
+    soak.finish(verified=1)
+
+
+def test_a_continued_run_moves_nothing_of_what_was_proven(soak: Soak) -> None:
+    """Killed when all but a commit is done, a backup is continued under its id; its bytes are moved no second time."""
+    soak.content.load()
+    killed = _killed_at(soak, "/manifest.json", nth=len(soak.content.shapes))
+    before = soak.truth.look()
+    proven = {key: before.objects[key] for key in before.archives()}
+    moved = [dict(wire.bytes_moved) for wire in soak.wires]
+    soak.undisturbed()
+    after = soak.truth.look()
+    assert after.complete() == [killed]
+    assert {key: after.objects.get(key) for key in proven} == proven
+    total = sum(held.bytes for held in proven.values())
+    to_store = soak.store.bytes_moved["to_target"] - moved[0]["to_target"]
+    from_nodes = sum(w.bytes_moved["to_client"] - m["to_client"] for w, m in zip(soak.nodes, moved[1:], strict=True))
+    soak.say(f"{total} bytes were proven; {to_store} went to the store again, {from_nodes} came from nodes")
+    assert to_store < 0.05 * total
+    assert from_nodes < 0.05 * total
+    soak.require_clean()
+
+
+def test_a_multipart_upload_is_continued_from_its_parts(soak: Soak) -> None:
+    """Killed while its last part is on the way, an upload keeps its id; only the parts that are missing are sent."""
+    soak.content.load()
+    killed = _killed_at(soak, "partNumber=3")
+    [upload] = soak.truth.uploads()
+    held = {part["PartNumber"] for part in soak.truth.parts(upload)}
+    assert held
+    soak.store.requests.clear()
+    soak.undisturbed()
+    lines = [line for line in soak.store.requests if line.startswith("PUT") and "partNumber=" in line]
+    assert all(upload["UploadId"] in line for line in lines)
+    assert {int(re.findall(r"partNumber=(\d+)", line)[0]) for line in lines} == {1, 2, 3} - held
+    assert soak.require_clean().complete() == [killed]
+
+
+def _killed_at(soak: Soak, match: str, nth: int = 1) -> str:
+    """A backup that is killed when its nth change of that kind is on its way, which then is lost; its id."""
+    run = soak.commands.start(*BACKUP)
+    soak.store.on_change = Snare(nth, lambda: run.send(signal.SIGKILL), dropped=True, match=match)
+    assert run.wait() == f"signal {int(signal.SIGKILL)}", str(run)
+    soak.store.on_change = None
+    found = re.search(r"backup (\d{8}T\d{6}Z-[0-9a-f]{6})", run.output)
+    assert found is not None
+    return found[1]
