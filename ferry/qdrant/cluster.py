@@ -132,8 +132,8 @@ class Cluster:
     def require_quiet(self, layout: ClusterLayout) -> list[Finding]:
         """Look again at every collection of the layout; raise LayoutError when a snapshot must not be taken now.
 
-        That is: a replica that is not Active, a shard transfer, resharding, a recovery, recovery mode, a red or grey
-        collection. Returns what is only worth knowing: a yellow collection, mixed or unsafe versions.
+        That is: a replica that is not Active, a shard transfer, resharding, a recovery, recovery mode, a red
+        collection. Returns what is only worth knowing: a yellow or grey collection, mixed or unsafe versions.
         """
         names = [collection.name for collection in layout.collections]
         problems: list[str] = []

@@ -6,6 +6,16 @@ from typing import Any
 from ferry.models import Finding, PeerId, ShardId
 from ferry.qdrant.view import CollectionView
 
+_BUSY = {
+    "yellow": (
+        "it is being optimized, or a snapshot of it is made at this moment.",
+        "A backup now costs the node more than one of a green collection; it is as good.",
+    ),
+    "grey": (
+        "optimizations wait for a write since a node was started.",
+        'PATCH the collection with {"optimizers_config": {}} to begin them; the backup is as good.',
+    ),
+}
 # A Listener takes writes and serves no reads; it is a lasting state by the operator's choice, not a sick replica.
 _AT_REST = frozenset({"Active", "Listener"})
 
@@ -29,16 +39,15 @@ def quiet_problems(label: str, views: Mapping[str, CollectionView], telemetry: M
 
 
 def quiet_findings(views: Mapping[str, CollectionView]) -> list[Finding]:
-    """What an operator should know and may live with."""
+    """What an operator should know and may live with.
+
+    Grey, as after a node's restart until the next write, is no reason to go without a backup: every point is there.
+    """
     return [
-        Finding(
-            severity="warning",
-            subject=name,
-            message=f"{name} is yellow: it is being optimized, or a snapshot of it is made at this moment.",
-            remedy="A backup now costs the node more than one of a green collection; it is as good.",
-        )
+        Finding(severity="warning", subject=name, message=f"{name} is {view.info['status']}: {told}", remedy=remedy)
         for name, view in views.items()
-        if view.info["status"] == "yellow"
+        if view.info["status"] in _BUSY
+        for told, remedy in (_BUSY[view.info["status"]],)
     ]
 
 
@@ -70,14 +79,8 @@ def _replica_problems(name: str, view: CollectionView) -> list[str]:
 
 def _status_problems(label: str, name: str, info: Mapping[str, Any]) -> list[str]:
     problems = []
-    if info["status"] in ("red", "grey"):
-        # Grey: optimizations wait for an update since the node was started; an empty PATCH starts them.
-        how = (
-            f' (PATCH /collections/{name} with {{"optimizers_config": {{}}}} wakes it)'
-            if info["status"] == "grey"
-            else ""
-        )
-        problems.append(f"{name} is {info['status']} on {label}{how}")
+    if info["status"] == "red":
+        problems.append(f"{name} is red on {label}")
     if info.get("optimizer_status") not in ("ok", None):
         problems.append(f"the optimizer of {name} on {label} failed: {info['optimizer_status']}")
     return problems
