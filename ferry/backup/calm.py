@@ -76,8 +76,12 @@ def speed_share(answer_ms: float, pause_ms: float | None) -> float:
 
 
 class Measured(Value):
-    """Answer times before and during one snapshot, in ms; None where nothing was measured."""
+    """Answer times before and during one snapshot, in ms; None where nothing was measured.
 
+    ``during`` says what was done of it meanwhile: made, read, or both.
+    """
+
+    during: str
     before_ms: float | None
     median_ms: float | None
     worst_ms: float | None
@@ -165,10 +169,11 @@ class AnswerTimes:
         with self._lock:
             return 0.0 if self._silent_since is None else at - self._silent_since
 
-    def measured(self) -> Measured:
+    def measured(self, during: str) -> Measured:
         """What has come in so far."""
         with self._lock:
             return Measured(
+                during=during,
                 before_ms=median(self._before) if self._before else None,
                 median_ms=median(self._during) if self._during else None,
                 worst_ms=self._worst_ms,
@@ -229,11 +234,11 @@ def findings(label: str, collection: str, measured: Measured, held: Held, *, lim
 
 def answers_text(label: str, measured: Measured) -> str:
     """The answer times in a sentence."""
-    before = "" if measured.before_ms is None else f" in {measured.before_ms:.0f} ms before its snapshot,"
+    before = "" if measured.before_ms is None else f" in {measured.before_ms:.0f} ms before,"
     if measured.median_ms is None or measured.worst_ms is None:
-        return f"{label} was answered{before} not once meanwhile." if before else f"{label} was not measured."
-    meanwhile = f"in {measured.median_ms:.0f} ms (median) and {measured.worst_ms:.0f} ms (worst) while it was made"
-    return f"{label} was answered{before} {meanwhile} and read."
+        return f"{label} was answered{before} not once while its snapshot was {measured.during}."
+    times = f"in {measured.median_ms:.0f} ms (median) and {measured.worst_ms:.0f} ms (worst)"
+    return f"{label} was answered{before} {times} while its snapshot was {measured.during}."
 
 
 def _held_texts(measured: Measured, held: Held, *, limited: bool) -> list[str]:

@@ -43,10 +43,14 @@ class Clock:
 def guarded(
     node: Node, collection: str, policy: PolicyProfile, progress: Progress, shard_id: ShardId | None = None
 ) -> Iterator["Guard"]:
-    """A guard around the making and downloading of one snapshot; what it measures with has ended when this is left."""
+    """A guard around the making of one snapshot, its download, or both; it measures until this is left.
+
+    Raises LimitError at its end when the stop limit was passed while the snapshot was made and nothing was read since.
+    """
     guard = Guard(ShardQuestion(node, collection, shard_id, policy.answers), collection, policy, progress)
     try:
         yield guard
+        guard.require_calm()
     finally:
         guard.close()
 
@@ -68,6 +72,7 @@ class Guard:
         self._pause_ms = calm.pause_limit_ms(policy.answers)
         self._longest_seconds = policy.longest_wait_minutes * 60
         self._held = {"waited_seconds": 0.0, "slowed_seconds": 0.0, "paused_seconds": 0.0}
+        self._done: list[str] = []
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -81,7 +86,7 @@ class Guard:
         deadline = self._clock.monotonic() + self._longest_seconds
         while self._wait_for_hours(deadline) or self._wait_for_answers(deadline):
             pass
-        self._watch()
+        self._watch("made")
 
     def paced(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """The same blocks, no faster than the policy and the answer times allow; none is asked for during a pause.
@@ -89,7 +94,7 @@ class Guard:
         Raises LimitError when ``stop_above_ms`` was passed for ``stop_after_seconds``, also while the snapshot was
         made, or when pauses together take longer than ``longest_wait_minutes``.
         """
-        self._watch()
+        self._watch("read")
         cap = from_node(self._question.node_url, self._policy.node_mb_per_second)
         source = limited(iter(blocks), cap, self._progress)
         while True:
@@ -106,7 +111,12 @@ class Guard:
         """What was measured and how long the snapshot was held back, where that is worth telling."""
         held = calm.Held(**self._held)
         limited = self._pause_ms is not None
-        return calm.findings(self._question.label, self._collection, self._times.measured(), held, limited=limited)
+        return calm.findings(self._question.label, self._collection, self._measured(), held, limited=limited)
+
+    def require_calm(self) -> None:
+        """Raise LimitError when the stop limit was passed while the snapshot was made, and nothing was read since."""
+        if "read" not in self._done:
+            self._require_below_stop()
 
     def close(self) -> None:
         """End the measuring; waits for the answer that is still open, a few seconds at most."""
@@ -183,13 +193,16 @@ class Guard:
             msg = f"{self._question.label}: {what}: {self._current()}. The cluster's data is unchanged."
             raise LimitError(msg, "See the node's log, start it, then run the same backup again: it goes on from here.")
 
+    def _measured(self) -> calm.Measured:
+        return self._times.measured(" and ".join(dict.fromkeys(self._done)) or "not begun")
+
     def _require_below_stop(self) -> None:
         at, limits = self._clock.monotonic(), self._policy.answers
         if self._times.stopped(at):
             msg = (
                 f"{self._question.label}: answers took more than {limits.stop_above_ms:.0f} ms for "
                 f"{self._times.above_seconds(at):.0f} s; the policy allows {limits.stop_after_seconds:.0f} s. "
-                f"{calm.answers_text(self._question.label, self._times.measured())} "
+                f"{calm.answers_text(self._question.label, self._measured())} "
                 "The backup stopped itself; the cluster's data is unchanged, and what is proven stays."
             )
             raise LimitError(msg)
@@ -212,7 +225,8 @@ class Guard:
             self._progress(0)
             self._clock.sleep(min(_STEP_SECONDS, left))
 
-    def _watch(self) -> None:
+    def _watch(self, done: str) -> None:
+        self._done.append(done)
         if self._thread is None:
             self._times.begin()
             self._thread = threading.Thread(target=self._keep_asking, name="ferry-answers", daemon=True)

@@ -14,11 +14,13 @@ from ferry.backup.answers import Answer
 from ferry.backup.guard import Clock, Guard
 from ferry.errors import ConfigurationError, LimitError, StoppedError
 from ferry.models import no_progress
-from ferry.profiles import AnswerLimits, PolicyProfile
+from ferry.profiles import AnswerLimits, ClusterProfile, PolicyProfile
+from ferry.qdrant.node import Node
 from ferry.repository.bandwidth import Bandwidth
 
 SATURDAY = datetime(2026, 11, 21, 7, 0, tzinfo=UTC)
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu")
+PROFILE = ClusterProfile(nodes=["http://10.0.0.1:6333"])
 MINUTE = timedelta(minutes=1)
 LIMITS = AnswerLimits(interval_seconds=1, pause_above_ms=100, stop_above_ms=1000, stop_after_seconds=10)
 
@@ -280,7 +282,7 @@ def test_without_limits_slow_answers_hold_nothing_back() -> None:
     on.ask()
     [finding] = on.guard.findings
     assert finding.severity == "info"
-    assert "400 ms before its snapshot, in 850 ms (median) and 1300 ms (worst)" in finding.message
+    assert "400 ms before, in 850 ms (median) and 1300 ms (worst)" in finding.message
 
 
 def test_a_node_rests_between_two_of_its_snapshots() -> None:
@@ -359,7 +361,7 @@ def test_a_download_stops_when_the_stop_limit_lasts() -> None:
     on.clock.meanwhile = on.ask
     on.ask()
     taken = []
-    with pytest.raises(LimitError, match=r"more than 1000 ms for 1\d s.*5 ms before its snapshot.*1500 ms \(worst\)"):
+    with pytest.raises(LimitError, match=r"more than 1000 ms for 1\d s.*5 ms before, .*1500 ms \(worst\)"):
         taken += on.guard.paced(taking(on, 5))
     on.guard.close()
     assert taken == []
@@ -377,6 +379,27 @@ def test_what_was_passed_while_the_snapshot_was_made_stops_before_its_download()
     with pytest.raises(LimitError, match="for 11 s"):
         next(on.guard.paced([b"x"]))
     on.guard.close()
+
+
+def test_a_guard_of_the_making_alone_tells_it_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another guard takes the download, perhaps in another process; but never after something was read."""
+    for read in (False, True):
+        on = scene()
+        monkeypatch.setattr(guard, "Guard", lambda *_, on=on: on.guard)
+
+        def body(on: Scene = on, read: bool = read) -> None:
+            with guard.guarded(Node("http://10.0.0.1:6333", PROFILE), "docs", PolicyProfile(), no_progress) as made:
+                made.admit()
+                if read:
+                    assert list(made.paced([b"x"])) == [b"x"]
+                on.question.ms = 11_000
+                on.ask()
+
+        if read:
+            body()
+        else:
+            with pytest.raises(LimitError, match=r"for 11 s.*while its snapshot was made\."):
+                body()
 
 
 def test_a_pause_does_not_last_for_ever() -> None:
