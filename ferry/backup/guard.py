@@ -113,6 +113,11 @@ class Guard:
         limited = self._pause_ms is not None
         return calm.findings(self._question.label, self._collection, self._measured(), held, limited=limited)
 
+    @property
+    def worst_ms(self) -> float | None:
+        """The slowest answer so far since the snapshot was begun; None before the first."""
+        return self._measured().worst_ms
+
     def require_calm(self) -> None:
         """Raise LimitError when the stop limit was passed while the snapshot was made, and nothing was read since."""
         if "read" not in self._done:
