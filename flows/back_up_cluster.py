@@ -10,10 +10,10 @@ from prefect import flow
 from ferry.models import ProofLevel, SnapshotKind
 from tasks import back_up_cluster as tasks
 from tasks.parameters import ClusterName, Pattern, PolicyName, RepositoryName
-from tasks.policy import threads
+from tasks.runners import task_runner
 
 
-@flow(name="back-up-cluster", flow_run_name="back up {cluster} to {repository}", task_runner=threads())
+@flow(name="back-up-cluster", flow_run_name="back up {cluster} to {repository}", task_runner=task_runner())
 def back_up_cluster(
     cluster: ClusterName,
     repository: RepositoryName,

@@ -9,10 +9,10 @@ from prefect import flow
 from ferry.models import VerifyLevel
 from tasks import restore_collection as tasks
 from tasks.parameters import ClusterName, Name, Replication, RepositoryName
-from tasks.policy import threads
+from tasks.runners import task_runner
 
 
-@flow(name="restore-collection", flow_run_name="restore {collection} to {cluster}", task_runner=threads())
+@flow(name="restore-collection", flow_run_name="restore {collection} to {cluster}", task_runner=task_runner())
 def restore_collection(
     cluster: ClusterName,
     repository: RepositoryName,

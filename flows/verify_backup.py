@@ -7,10 +7,10 @@ from prefect import flow
 
 from tasks import verify_backup as tasks
 from tasks.parameters import ClusterName, Name, RepositoryName
-from tasks.policy import threads
+from tasks.runners import task_runner
 
 
-@flow(name="verify-backup", flow_run_name="verify backup {backup} of {cluster}", task_runner=threads())
+@flow(name="verify-backup", flow_run_name="verify backup {backup} of {cluster}", task_runner=task_runner())
 def verify_backup(repository: RepositoryName, cluster: ClusterName, backup: Name = "latest") -> str:
     """Prove once more that a backup can be restored: its bytes, its exact counts and its content digests.
 

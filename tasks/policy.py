@@ -1,30 +1,33 @@
-"""What all tasks share: which failures are tried again, how a cancel reaches threads, and progress in the UI."""
+"""What all tasks share: which failures are tried again, how a cancel reaches them, and progress in the UI."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import UnfinishedRun
 from prefect.futures import PrefectFuture, wait
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ferry.errors import FerryError, StoppedError
 from ferry.lanes import RETRY_DELAYS_SECONDS, raise_errors
 from ferry.models import Progress
+from ferry.repository.lease_watch import LeaseWatch
+from tasks.artifacts import post
+from tasks.runners import task_runner
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-# Threads that wait for an earlier step of their lane hold a place, so there are more places than lanes.
-THREADS = 64
+threads = task_runner  # until no flow says threads() any more
+
 # Below this a transfer is over before anyone looks at its progress; each update is a row and an event.
 PROGRESS_BYTES = 64 * 1024 * 1024
 PROGRESS_SECONDS = 2.0
@@ -33,7 +36,8 @@ STOP_SECONDS = 20.0
 # Ferry's own log lines reach the run's page at INFO; httpx would add one for each request.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
-# Cancelling does not reach threads by itself: long work asks this at every part. One flow run is one process.
+# Cancelling does not reach threads by itself: long work asks this at every part. One flow run is one process; its tasks
+# in other processes look at the lease instead.
 _stop = threading.Event()
 
 
@@ -61,19 +65,22 @@ def step(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], T
     return decorate
 
 
-def threads() -> TaskRunner[PrefectFuture[Any]]:
-    """The task runner of Ferry's flows."""
-    return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=THREADS))
-
-
 @contextmanager
-def stop_with_the_flow(futures: list[PrefectFuture[Any]]) -> Iterator[None]:
-    """While the flow waits for these futures: when it is cancelled or fails, stop them and let them clean up."""
+def stop_with_the_flow(
+    futures: list[PrefectFuture[Any]], call_back: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """While the flow waits for these futures: when it is cancelled or fails, stop them and let them clean up.
+
+    ``call_back`` tells those on other machines; it must not raise.
+    """
     _stop.clear()
     try:
         yield
     except BaseException:
         _stop.set()
+        if call_back is not None:
+            # Beside the waiting: a store that does not answer must not use up the time that the tasks have.
+            threading.Thread(target=call_back, name="ferry-call-back", daemon=True).start()
         wait(futures, timeout=STOP_SECONDS)
         raise
 
@@ -85,38 +92,66 @@ def raise_failures(futures: Iterable[PrefectFuture[Any]], what: str) -> None:
 
 def failure(future: PrefectFuture[Any]) -> BaseException | None:
     """The error of a future's own work; None when it succeeded or never ran because an earlier step failed."""
-    state = future.state
-    if state.is_failed() or state.is_crashed():
-        error = state.result(raise_on_failure=False)
-        return error if isinstance(error, BaseException) else FerryError(state.message or "a task crashed")
-    return None
+    try:
+        outcome = future.result(raise_on_failure=False)
+    except UnfinishedRun:
+        return None
+    except Exception as error:  # noqa: BLE001 - Dask and Ray each raise their own when a worker has died
+        msg = f"A step was lost with the process it ran in ({type(error).__name__}: {error})."
+        return FerryError(msg, "Look at the workers' logs, then run it again: the next run takes away what is left.")
+    return outcome if isinstance(outcome, BaseException) else None
 
 
-def require_going(label: str) -> None:
-    """Raise StoppedError when the flow was cancelled or has failed."""
+def require_going(label: str, watch: LeaseWatch | None = None) -> None:
+    """Raise StoppedError when the flow was cancelled or has failed, LeaseHeldError when it lost its lease."""
     if _stop.is_set():
         msg = f"{label}: stopped because the run was cancelled or failed elsewhere; it cleans up after itself."
         raise StoppedError(msg)
+    if watch is not None:
+        watch.require_held()
 
 
-def progress(label: str, total: int) -> Progress:
-    """Progress for one long step: stops it when the flow was cancelled, and shows it in the UI when it is worth it.
+def progress(label: str, total: int, watch: LeaseWatch | None = None) -> Progress:
+    """Progress for one long step: stops it when the flow is over, and shows it in the UI when it is worth it.
 
-    Raises StoppedError at once when the step wakes from the pause before a retry and the flow is over.
+    Raises what ``require_going`` raises, and at once when a step wakes from its pause and the flow is over.
+    ``watch`` is needed where the step may run in another process than its flow.
     """
-    require_going(label)
-    shown: dict[str, Any] = {"id": None, "done": 0, "at": time.monotonic()}
+    require_going(label, watch)
+    shown = _Shown(label)
+    done, at = 0, time.monotonic()
 
-    def tell(done: int) -> None:
-        require_going(label)
-        shown["done"] += done
-        if total < PROGRESS_BYTES or time.monotonic() - shown["at"] < PROGRESS_SECONDS:
+    def tell(more: int) -> None:
+        nonlocal done, at
+        require_going(label, watch)
+        done += more
+        if total < PROGRESS_BYTES or time.monotonic() - at < PROGRESS_SECONDS:
             return
-        percent = min(100.0, 100.0 * shown["done"] / total)
-        shown["at"] = time.monotonic()
-        if shown["id"] is None:
-            shown["id"] = create_progress_artifact(progress=percent, description=label)
-        else:
-            update_progress_artifact(artifact_id=shown["id"], progress=percent)
+        at = time.monotonic()
+        shown.show(min(100.0, 100.0 * done / total))
 
     return tell
+
+
+class _Shown:
+    """One progress bar in the UI. Sent by the way: a transfer never waits for Prefect's server."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._id: Any = None
+        self._percent = 0.0
+        self._under_way = threading.Event()
+
+    def show(self, percent: float) -> None:
+        """Show it; while an earlier update is under way only the newest number is kept."""
+        self._percent = percent
+        if not self._under_way.is_set():
+            self._under_way.set()
+            post.send(self._send, wait=False)
+
+    def _send(self) -> None:
+        self._under_way.clear()
+        if self._id is None:
+            self._id = create_progress_artifact(progress=self._percent, description=self._label)
+        else:
+            update_progress_artifact(artifact_id=self._id, progress=self._percent)

@@ -91,6 +91,14 @@ class Lease:
                 raise ConflictError(msg)
             self._renew()
 
+    def advance(self) -> None:
+        """Take the next fencing number: work that was given out under the old one is refused or stops.
+
+        Raises what ``confirm`` raises.
+        """
+        with self._lock:
+            self._renew(fencing=self._record.fencing + 1)
+
     def release(self) -> None:
         """Give it up at once, keeping its fencing number. Twice is fine; when it fails, the lease ends by itself."""
         self._ended.set()
@@ -125,11 +133,12 @@ class Lease:
                         return
                     _log.warning("The lease %s was not renewed: %s", self._key, error.message)
 
-    def _renew(self, released: bool = False) -> None:
+    def _renew(self, released: bool = False, fencing: int | None = None) -> None:
         """Replace our own object; the lock is held. An answer that was lost leaves us with an older ETag than our
         own object has, so a refusal is believed only when another's object is there."""
         begun = time.monotonic()
         update = {"renewed_at": now(), "renewals": self._record.renewals + 1, "released": released}
+        update |= {} if fencing is None else {"fencing": fencing}
         record = self._record.model_copy(update=update)
         try:
             etag = self._store.put_document(self._key, record.to_bytes(), if_match=self._etag)

@@ -87,7 +87,7 @@ def test_a_flow_that_fails_stops_its_long_steps(policy: Any) -> None:
             cleaned.append(1)
             raise
 
-    @flow(task_runner=policy.threads())
+    @flow(task_runner=policy.task_runner())
     def ending() -> None:
         futures = [endless.submit()]
         with policy.stop_with_the_flow(futures):
