@@ -179,7 +179,7 @@ class _Search:
     def fences(self, older_than: timedelta) -> None:
         """Condemned commit points without an archive beside them."""
         for info in self._fences:
-            if self._at - info.modified > older_than:
+            if self._at - info.modified >= older_than:
                 self._add(
                     "fence", info, f"condemned on {info.modified:%Y-%m-%d}; nothing can be committed here any more"
                 )

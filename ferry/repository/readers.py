@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, FerryError, StoreRefusedError
 from ferry.models import BackupId, Value, now
+from ferry.repository import fence
 from ferry.repository.layout import Keys, is_backup_id
 from ferry.repository.store import ObjectStore
 
@@ -79,7 +80,7 @@ def reading(
     renewer = _Renewer(store, key, mark)
     try:
         for document in commit_points:
-            if store.head(document) is None:
+            if fence.read_place(store, document).document is None:
                 msg = f"{document} was deleted while the backup was looked up; nothing was read."
                 raise BackupNotFoundError(msg)
         renewer.start()
