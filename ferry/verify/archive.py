@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ferry.archive.encryption import StoredForm, decoded, public_keys
+from ferry.archive.encryption import StoredForm, decoded, public_keys, require_keys
 from ferry.archive.node_archive import split_shard
 from ferry.archive.proof import Proof, prove_archive
 from ferry.connections import Repository
@@ -87,6 +87,14 @@ def spooled(repository: Repository, key: str, expected: Expected, progress: Prog
                     file.write(block)
                     progress(0)
         yield path
+
+
+def require_provable(repository: Repository, level: ProofLevel) -> None:
+    """Raise ConfigurationError, before a backup begins, when its archives could not be encrypted, or not be proven."""
+    encryption, worker = repository.profile.encryption, repository.worker
+    if encryption is not None:
+        reads_back = level != "bytes" and worker.prove_from == "bucket"
+        require_keys(encryption, find_identity(repository.profile), reads_back=reads_back)
 
 
 def _form(expected: Expected) -> StoredForm:
