@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 something failed (and was said), 2 a wrong command line, 1
 """
 
 import argparse
+import getpass
 import importlib
 import logging
 import signal
@@ -22,6 +23,10 @@ _MODULES = {
     "verify": "ferry.cli.verify",
     "backup": "ferry.cli.backup",
     "restore": "ferry.cli.restore",
+    "prune": "ferry.cli.prune",
+    "gc": "ferry.cli.gc",
+    "hold": "ferry.cli.hold",
+    "release": "ferry.cli.hold",
 }
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -59,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     _add_looking(commands, every, stored)
     _add_backup(commands, stored)
     _add_restore(commands, stored)
+    _add_deleting(commands, stored)
     return whole
 
 
@@ -106,6 +112,23 @@ def _add_restore(commands: Commands, stored: argparse.ArgumentParser) -> None:
     restore.add_argument("--verify", choices=get_args(VerifyLevel), default="sample")
     restore.add_argument("--keep-on-failure", action="store_true", help="keep what a failed restore has made")
     restore.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+
+
+def _add_deleting(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    kept = argparse.ArgumentParser(add_help=False, parents=[stored])
+    kept.add_argument("--cluster", required=True, metavar="NAME", help="the cluster the backups were made of")
+    kept.add_argument("--policy", metavar="NAME", help="its retention decides; left out, every backup is kept")
+    kept.add_argument("--apply", action="store_true", help="do it; otherwise only show what would be done")
+    commands.add_parser("prune", parents=[kept], help="delete the backups that no rule of a policy keeps")
+    gc = commands.add_parser("gc", parents=[kept], help="take away what no backup, run or reader needs")
+    gc.add_argument("--all", action="store_true", help="condemned commit points younger than a week, too")
+    hold = commands.add_parser("hold", parents=[stored], help="keep a backup whatever the policy says")
+    release = commands.add_parser("release", parents=[stored], help="take a hold back")
+    for command in (hold, release):
+        command.add_argument("cluster")
+        command.add_argument("backup", help="its id" if command is release else "its id, or latest")
+    hold.add_argument("--reason", required=True, metavar="TEXT", help="why, for whoever asks in some years")
+    hold.add_argument("--by", default=getpass.getuser(), metavar="WHO", help="who wants it (default: you)")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from typing import Any
 
 from ferry.backup.plan import BackupPlan
 from ferry.models import Finding
+from ferry.prune.gc import Collected
+from ferry.prune.plan import PrunePlan
+from ferry.prune.run import Pruned
 from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
 from ferry.restore.plan import RestorePlan
 from ferry.verify.replica import ReplicaVerdict
@@ -161,4 +164,55 @@ def restore_verdict(plan: RestorePlan, verdicts: list[ReplicaVerdict], findings:
     return (
         f"## {plan.target} is restored and equal to its proof\n\n{len(verdicts)} replicas compared by "
         f"{compared[plan.request.verify]} with backup {plan.manifest.backup_id}.{alias}\n\n{findings_text(findings)}"
+    )
+
+
+def prune_rows(pruned: Pruned) -> list[Row]:
+    """One row a backup, the newest first: what becomes of it, and every reason."""
+    outcomes = {outcome.backup_id: outcome for outcome in pruned.outcomes}
+    rows = []
+    for verdict in pruned.plan.verdicts:
+        facts, outcome = pruned.plan.facts[verdict.backup_id], outcomes.get(verdict.backup_id)
+        becomes = "keep" if verdict.keep else outcome.state if outcome else "delete"
+        rows.append(
+            {
+                "backup": verdict.backup_id,
+                "state": "complete" if facts.complete else "incomplete",
+                "bytes": size(facts.bytes),
+                "verdict": becomes,
+                "why": "; ".join([*verdict.reasons, *([outcome.reason] if outcome and outcome.reason else [])]),
+            }
+        )
+    return rows
+
+
+def prune_text(pruned: Pruned) -> str:
+    """A prune, or the plan of one, in words."""
+    plan: PrunePlan = pruned.plan
+    head = f"{len(plan.verdicts)} backups of {plan.cluster}; by the store's clock it is {plan.at:%Y-%m-%d %H:%M} UTC."
+    if pruned.outcomes:
+        done = sum(outcome.state == "deleted" for outcome in pruned.outcomes)
+        did = f"**{done} of {len(plan.deletes)} were deleted**, {size(pruned.freed_bytes)}."
+    elif plan.deletes:
+        did = f"**{len(plan.deletes)} are to be deleted**, {size(plan.freed_bytes)}; nothing was changed."
+    else:
+        did = "None is to be deleted."
+    return f"{head} {did}\n\n{findings_text(pruned.findings)}"
+
+
+def garbage_rows(collected: Collected) -> list[Row]:
+    """One row a thing that nobody needs."""
+    return [
+        {"kind": item.kind, "bytes": size(item.bytes), "object": item.key, "why": item.reason}
+        for item in collected.garbage
+    ]
+
+
+def garbage_text(collected: Collected) -> str:
+    """What a look for garbage has found, in words."""
+    total = size(sum(item.bytes for item in collected.garbage))
+    did = "were taken away" if collected.taken_away else "are there; nothing was changed"
+    return (
+        f"{len(collected.garbage)} things of {collected.cluster} that nobody needs {did}: {total}.\n\n"
+        f"{findings_text(collected.findings)}"
     )

@@ -62,7 +62,7 @@ def restore_collection(
         return tasks.plan_restore(request).target
     with tasks.alone_and_tidied(request):
         plan = tasks.plan_restore(request)
-        with tasks.discarded_on_failure(plan):
+        with tasks.reading(plan), tasks.discarded_on_failure(plan):
             replicas = tasks.create_target(plan)
             recovered = tasks.on_every_replica(tasks.recover_replica, replicas, "recovering")
             tasks.settle_target(plan)

@@ -1,6 +1,7 @@
 """Verify a backup in the bucket: read every archive back, open it, and compare it with its manifest.
 
-Trigger: a schedule, the UI or the API. Reads the bucket only; changes nothing.
+Trigger: a schedule, the UI or the API. Reads the bucket; changes nothing but a reader's mark of its own, which keeps a
+prune from the backup meanwhile.
 """
 
 from prefect import flow
@@ -23,6 +24,7 @@ def verify_backup(repository: RepositoryName, cluster: ClusterName, backup: Name
         The id of the backup.
     """
     record, manifests = tasks.find_backup(repository, cluster, backup)
-    verdicts = tasks.verify_archives(repository, manifests)
+    with tasks.reading(repository, cluster, record):
+        verdicts = tasks.verify_archives(repository, manifests)
     tasks.require_intact(cluster, record, verdicts)
     return record.backup_id

@@ -50,6 +50,11 @@ def create_target(planned: RestorePlan) -> list[steps.ReplicaWork]:
     return steps.create_target(_connections(planned.request), planned)
 
 
+def reading(planned: RestorePlan) -> AbstractContextManager[None]:
+    """Hold a reader's mark on the backup, so that no prune takes it away meanwhile."""
+    return run.reading(_connections(planned.request), planned)
+
+
 def discarded_on_failure(planned: RestorePlan) -> AbstractContextManager[None]:
     """Drop the new collection again when anything fails before the restore is finished."""
     return run.discarded_on_failure(_connections(planned.request), planned)

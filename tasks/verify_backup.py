@@ -1,14 +1,18 @@
 """Tasks of the verify flow: read every archive of a backup back and compare it with its manifest."""
 
+from contextlib import AbstractContextManager
+
 from prefect.futures import wait
 
 from ferry.connections import connect_repository
 from ferry.errors import VerificationError
+from ferry.repository import readers
 from ferry.repository.manifest import ArchiveRecord, BackupRecord, CollectionManifest
 from ferry.verify.archive import ArchiveVerdict
 from ferry.verify.archive import verify_archive as verify
 from tasks.artifacts import show_table
 from tasks.policy import progress, raise_failures, step, stop_with_the_flow
+from tasks.runs import holder
 
 
 @step("find backup", "find backup {backup} of {cluster}")
@@ -17,6 +21,14 @@ def find_backup(repository: str, cluster: str, backup: str) -> tuple[BackupRecor
     catalog = connect_repository(repository).catalog
     record = catalog.read_backup(cluster, backup)
     return record, [catalog.read_manifest(cluster, record.backup_id, entry.collection) for entry in record.collections]
+
+
+def reading(repository: str, cluster: str, record: BackupRecord) -> AbstractContextManager[None]:
+    """Hold a reader's mark on the backup, so that no prune takes it away meanwhile."""
+    opened = connect_repository(repository)
+    point = opened.keys.backup(cluster, record.backup_id)
+    who = holder(f"verify {record.backup_id}")
+    return readers.reading(opened.store, opened.keys, cluster, record.backup_id, [point], who)
 
 
 @step("verify archive", "verify {manifest.collection}/{archive.key}")

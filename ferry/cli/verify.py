@@ -1,12 +1,14 @@
 """``verify``: read every archive of a backup back, open it, and compare it with its manifest."""
 
 import argparse
+from contextlib import AbstractContextManager
 
 from ferry.cli import terminal
-from ferry.cli.stored import find_backup
+from ferry.cli.stored import StoredBackup, find_backup
 from ferry.connections import Repository, connect_repository
 from ferry.errors import VerificationError
 from ferry.lanes import Job, raise_failures
+from ferry.repository import readers
 from ferry.repository.manifest import ArchiveRecord, CollectionManifest
 from ferry.verify.archive import ArchiveVerdict, verify_archive
 
@@ -18,7 +20,7 @@ def run(given: argparse.Namespace) -> int:
     repository = connect_repository(terminal.chosen_repository(given.repository))
     found = find_backup(repository, given.cluster, given.backup, given.collection)
     stored = [(manifest, archive) for manifest in found.manifests for archive in manifest.archives]
-    with terminal.progress_bars() as tell:
+    with _reading(repository, found), terminal.progress_bars() as tell:
         verdicts = _verify(repository, stored, Job(tell))
     terminal.print_rows(
         ({"archive": verdict.key, "verdict": "; ".join(verdict.problems) or "intact"} for verdict in verdicts),
@@ -29,6 +31,16 @@ def run(given: argparse.Namespace) -> int:
         msg = f"{len(damaged)} of {len(verdicts)} archives of backup {found.backup_id} are damaged."
         raise VerificationError(msg, "Use an earlier backup (python -m ferry list) and back up again now.")
     return 0
+
+
+def _reading(repository: Repository, found: StoredBackup) -> AbstractContextManager[None]:
+    """A reader's mark on the backup, so that no prune takes it away meanwhile."""
+    keys = repository.keys
+    points = [keys.manifest(found.cluster, found.backup_id, manifest.collection) for manifest in found.manifests]
+    if found.record is not None:
+        points = [keys.backup(found.cluster, found.backup_id)]  # a prune takes it away before any manifest
+    who = "verify by python -m ferry"
+    return readers.reading(repository.store, keys, found.cluster, found.backup_id, points, who)
 
 
 def _verify(repository: Repository, stored: list[Stored], job: Job) -> list[ArchiveVerdict]:

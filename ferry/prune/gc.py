@@ -189,13 +189,16 @@ class _Search:
         prefix = self._repository.keys.runs_prefix(self._cluster)
         for info in self._repository.store.list(prefix):
             run_id, _, rest = info.key.removeprefix(prefix).partition("/")
-            over = run_id not in self._with_archives or self._is_complete(run_id)
-            if rest.split("/")[0] in _IN_THE_BUCKET and over and self._at - info.modified > self._wait:
+            if self._at - info.modified <= self._wait:
+                continue
+            if info.bytes == 0:
+                self._add("journal", info, "settled by keys that may not delete")
+            elif rest.split("/")[0] in _IN_THE_BUCKET and self._is_over(run_id):
                 self._add("journal", info, "its run is over")
 
-    def _is_complete(self, run_id: str) -> bool:
-        if not is_backup_id(run_id):
-            return False
+    def _is_over(self, run_id: str) -> bool:
+        if run_id not in self._with_archives or not is_backup_id(run_id):
+            return True
         key = self._repository.keys.backup(self._cluster, BackupId(run_id))
         return fence.read_place(self._repository.store, key).document is not None
 

@@ -5,7 +5,7 @@ from datetime import datetime
 import orjson
 from pydantic import ValidationError
 
-from ferry.errors import BackupNotFoundError, ConfigurationError, ConflictError
+from ferry.errors import BackupNotFoundError, ConfigurationError, ConflictError, StoreRefusedError
 from ferry.models import BackupId, Value, now
 from ferry.repository import fence
 from ferry.repository.catalog import LATEST, Catalog
@@ -64,6 +64,9 @@ def release_hold(store: ObjectStore, keys: Keys, cluster: str, backup_id: str) -
 
     Raises BackupNotFoundError when there is none, StoreRefusedError when the keys may not delete.
     """
+    if not store.can_delete:
+        msg = f"The keys may not delete (can_delete = false), so backup {backup_id} of {cluster} stays held."
+        raise StoreRefusedError(msg, "Release it with keys that may delete.")
     key = keys.hold(cluster, BackupId(backup_id))
     hold = _read(store, key)
     if hold is None:

@@ -104,9 +104,12 @@ class _Renewer:
         self._ended.set()
         if self._heart.ident is not None:
             self._heart.join()
+        if not self._store.can_delete:
+            self._put(ended=True)
+            return
         try:
             self._store.delete([self._key])
-        except StoreRefusedError:  # keys that may write and not delete
+        except StoreRefusedError:  # the keys may write and not delete, and the profile does not say so
             self._put(ended=True)
         except FerryError as error:
             _log.warning("the mark %s stays until its grace is over: %s", self._key, error.message)

@@ -1,12 +1,13 @@
 """A restore from beginning to end without Prefect: the same steps as flows/restore_collection.py, in threads."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from ferry.connections import Connections
 from ferry.errors import VerificationError
 from ferry.lanes import Job, R, raise_failures
 from ferry.models import Progress, Value
+from ferry.repository import readers
 from ferry.restore import preflight, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.verify.replica import ReplicaVerdict
@@ -30,6 +31,17 @@ def discarded_on_failure(connections: Connections, plan: RestorePlan) -> Iterato
         raise
 
 
+def reading(connections: Connections, plan: RestorePlan) -> AbstractContextManager[None]:
+    """Hold a reader's mark on the backup, so that no prune takes it away meanwhile.
+
+    Raises BackupNotFoundError when a prune was faster: nothing was changed then.
+    """
+    keys, request, found = connections.keys, plan.request, plan.manifest
+    point = keys.manifest(found.cluster, found.backup_id, found.collection)
+    who = f"restore {request.restore_id} of {found.collection} to {request.cluster}"
+    return readers.reading(connections.store, keys, found.cluster, found.backup_id, [point], who)
+
+
 def run_restore(
     connections: Connections,
     request: RestoreRequest,
@@ -45,7 +57,7 @@ def run_restore(
     with preflight.alone_and_tidied(connections, preflight.find_target(connections, request), holder):
         plan = preflight.prepare(connections, request)
         announce(plan)
-        with discarded_on_failure(connections, plan):
+        with reading(connections, plan), discarded_on_failure(connections, plan):
             replicas = job.step(f"create {plan.target}", None, lambda _tell: steps.create_target(connections, plan))
             recovered = _on_every_replica(
                 job, "recover", replicas, lambda work, tell: steps.recover_replica(connections, work, tell)
