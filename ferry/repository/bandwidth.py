@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from ferry.models import Progress, no_progress
 from ferry.profiles import WorkerSettings
 
-_BURST_SECONDS = 0.1  # what a limiter that was idle lets through at once, so that a late wake-up costs nothing
+_BURST_SECONDS = 0.25  # what a limiter that was idle lets through at once, so that a late wake-up costs nothing
 _ASK_SECONDS = 0.5  # how often a waiting transfer asks whether to stop
 
 

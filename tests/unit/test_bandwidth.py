@@ -74,7 +74,7 @@ def test_rest_saves_up_no_more_than_a_moment() -> None:
     clock.now = 3600
     for _ in range(10):
         limit.wait(MB)
-    assert clock.now - 3600 == pytest.approx(0.9)
+    assert clock.now - 3600 == pytest.approx(0.75)
 
 
 def test_a_stop_is_obeyed_while_waiting_and_slows_nobody_afterwards() -> None:
