@@ -55,7 +55,7 @@ def ensure_conforming(store: Store, keys: Keys) -> Tried:
     document = Conformance(tried=kept | {_fingerprint(store.profile): fresh})
     # Two that do so at a time may lose one of both results: then there is one more trial.
     store.put_document(keys.conformance, document.to_bytes())
-    _log.info("%s passed %d trials.", store.where(keys.prefix), len(fresh.results))
+    _log.info("The bucket of %s passed %d trials.", keys.prefix, len(fresh.results))
     return fresh
 
 

@@ -1,5 +1,6 @@
 """Real servers that the whole integration layer shares, and the settings that name them."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from ferry.connections import forget_connections
+from sandbox.moto_s3 import MotoServer
 from sandbox.qdrant import NodePlace, QdrantCluster
 from sandbox.s3 import S3Server
 from tests.workshop import toml
@@ -26,6 +28,19 @@ class KeyedCluster(QdrantCluster):
 def s3(shared_s3: S3Server) -> S3Server:
     """The S3 server that all layers share."""
     return shared_s3
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[MotoServer]:
+    """The second S3 implementation, with STS and KMS."""
+    with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture
+def folder() -> str:
+    """A folder in the bucket of its own for each test."""
+    return f"test/{os.urandom(8).hex()}/"
 
 
 @pytest.fixture(scope="session")

@@ -85,3 +85,44 @@ def test_an_entry_that_is_not_understood_is_left_alone(journal: Journal, store: 
     store.put_document(KEYS.journal_prefix("test", FIRST) + "archive/x.json", b'{"kind": "new"}')
     journal.note("archive", "one", {})
     assert [entry.name for entry in unsettled(store, KEYS, "test")] == ["one"]
+
+
+@pytest.fixture
+def write_only(store: MemoryStore) -> MemoryStore:
+    """The same bucket with keys that may not delete."""
+    store.can_delete = False
+    return store
+
+
+def test_what_is_settled_by_keys_that_may_not_delete_is_settled_for_all(
+    journal: Journal, write_only: MemoryStore
+) -> None:
+    """An empty object says so; it is not even read."""
+    entry = journal.note("archive", "docs-0-1", {"key": "k"})
+    journal.note("archive", "docs-1-1", {"key": "k"})
+    journal.settle(entry)
+    journal.settle(entry)
+    read: list[str] = []
+    write_only.before = lambda operation, key: read.append(key) if operation == "get" else None
+    assert [found.name for found in unsettled(write_only, KEYS, "test")] == ["docs-1-1"]
+    assert [found.name for found in journal.entries()] == ["docs-1-1"]
+    assert len(read) == 2
+    assert journal.find("archive", "docs-0-1") is None
+    assert write_only.objects[entry.key][0] == b""
+
+
+def test_what_was_settled_can_be_noted_again(journal: Journal, write_only: MemoryStore) -> None:
+    """A task that runs twice notes the same thing once more."""
+    journal.settle(journal.note("archive", "docs-0-1", {"key": "k"}))
+    again = journal.note("archive", "docs-0-1", {"key": "k"})
+    assert journal.find("archive", "docs-0-1") == again
+    assert unsettled(write_only, KEYS, "test")[0].detail == {"key": "k"}
+
+
+def test_dropping_what_was_never_noted_leaves_nothing(journal: Journal, write_only: MemoryStore) -> None:
+    """Or empty objects would pile up."""
+    journal.drop("proof", "docs-0-1")
+    assert write_only.objects == {}
+    journal.note("proof", "docs-0-1", {})
+    journal.drop("proof", "docs-0-1")
+    assert journal.entries() == []
