@@ -1,6 +1,6 @@
 """The question whose answer time is measured while a snapshot is made and read: a read that costs nearly nothing."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ferry.errors import NodeError, NodeUnreachableError
 from ferry.models import ShardId
@@ -38,33 +38,25 @@ class Question(Protocol):
 class ShardQuestion:
     """The first point of one replica, without payload and vector, from the node that makes the snapshot.
 
-    Every read that passes through the segments of the replica waits for the same locks as searches do (measured on
-    1.16.3, docs/never-hurts.md), and this one costs least, asks no other node, is allowed by every right that suffices
-    for snapshots, and works on an empty collection. Without a shard, or where the node has no such route, the same is
-    asked of the whole collection. httpx gives it a connection of its own while the download holds another.
+    Every read that passes through a replica's segments waits for the same locks as users do, but with two replicas
+    those of the whole collection go to the other one and see nothing, while upserts stall (1.16.3, measured:
+    docs/never-hurts.md). This one asks no other node, costs least, is allowed by every right that suffices for
+    snapshots, and works on an empty collection. Without a shard those that the node has are asked in turn; where it has
+    none, or no such route, the whole collection. httpx gives it a connection of its own while a download holds another.
     """
 
     def __init__(self, node: Node, collection: str, shard_id: ShardId | None, limits: AnswerLimits) -> None:
         self.node_url = node.url
         self.label = f"{collection}{'' if shard_id is None else f' shard {shard_id}'} on {node.label}"
         self._node, self._collection = node, collection
-        folder = path_of("collections", collection)
-        self._paths = [folder + "/points/scroll"]
-        if shard_id is not None:
-            self._paths.insert(0, folder + path_of("shards", shard_id) + "/points/scroll")
+        self._shards: list[ShardId] | None = None if shard_id is None else [shard_id]
         slowest_ms = max(limits.pause_above_ms or 0.0, limits.stop_above_ms or 0.0)
         self._timeout_seconds = max(_SILENT_AFTER_SECONDS, 2 * slowest_ms / 1000)
 
     def ask(self) -> Answer:
-        """Ask once; nothing is raised, for a watchdog that fails must not fail the backup."""
-        body = {"limit": 1, "with_payload": False, "with_vector": False}
+        """Ask once; no error of the node's is raised, for a watchdog that fails must not fail the backup."""
         try:
-            self._node.request("POST", self._paths[0], json=body, timeout=self._timeout_seconds)
-        except NotFoundError as error:
-            if len(self._paths) > 1:
-                del self._paths[0]
-                return self.ask()
-            return Answer("refused", error.message)
+            self._read_one()
         except NodeUnreachableError as error:
             # Only a 429 has it: strict mode counts reads, and that it says so at once is no slow answer.
             limited = hasattr(error, "retry_after_seconds")
@@ -73,11 +65,32 @@ class ShardQuestion:
             return Answer("refused", error.message)
         return Answer("answered")
 
+    def _read_one(self) -> None:
+        if self._shards is None:
+            found = self._request("GET", "/cluster")["local_shards"]
+            self._shards = [ShardId(shard["shard_id"]) for shard in found]
+        body = {"limit": 1, "with_payload": False, "with_vector": False}
+        while self._shards:
+            shard_id = self._shards.pop(0)
+            try:
+                self._request("POST", path_of("shards", shard_id) + "/points/scroll", body)
+            except NotFoundError:
+                continue  # it was moved away meanwhile
+            except NodeError:
+                self._shards.append(shard_id)
+                raise
+            self._shards.append(shard_id)
+            return
+        self._request("POST", "/points/scroll", body)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        folder = path_of("collections", self._collection)
+        return self._node.request(method, folder + path, json=body, timeout=self._timeout_seconds)
+
     def least_interval_seconds(self) -> float | None:
         """So seldom that strict mode's reads a minute stay for its users; 0 where it does not count them."""
-        path = path_of("collections", self._collection)
         try:
-            found = self._node.request("GET", path, timeout=self._timeout_seconds)
+            found = self._request("GET", "")
         except NodeUnreachableError:
             return None
         except NodeError:

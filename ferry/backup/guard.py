@@ -245,7 +245,7 @@ class Guard:
             pass
 
     def _least_interval_seconds(self) -> float:
-        """What strict mode leaves; asking that waits for the same locks as a read, so it counts as one."""
+        """What strict mode leaves; asking that may wait for the same locks as a read, so it counts as one."""
         self._times.asked(self._clock.monotonic())
         seconds = self._question.least_interval_seconds()
         at = self._clock.monotonic()

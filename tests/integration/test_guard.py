@@ -183,7 +183,7 @@ def test_what_is_asked_works_on_odd_collections_and_with_few_rights(real: Qdrant
             return ShardQuestion(by, collection, None if shard is None else ShardId(shard), AnswerLimits()).ask().kind
 
         assert ask(LARGE) == ask(EMPTY) == ask(EMPTY, None) == ask(EMPTY, 7) == "answered"
-        assert ask("missing") == "refused"
+        assert ask("missing") == ask("missing", None) == "refused"
         for access, kind in (("rw", "answered"), ("r", "answered")):
             key = token({"access": [{"collection": LARGE, "access": access}]})
             with Node(real.url, profile(real.url, key)) as limited:
