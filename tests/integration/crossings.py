@@ -109,7 +109,7 @@ class Eavesdropper(ExitStack):
     def __init__(self, shop: Workshop, cluster: str) -> None:
         super().__init__()
         self._shop, self._cluster = shop, cluster
-        self.nodes = [FaultProxy(_address(url)) for url in shop.clusters[cluster].urls]
+        self.nodes = [FaultProxy(address(url)) for url in shop.clusters[cluster].urls]
         self.bucket = FaultProxy(shop.s3.host_port)
 
     def __enter__(self) -> Self:
@@ -142,7 +142,7 @@ def changes_something(request_line: str) -> bool:
     return not asks and not (method == "POST" and reads)
 
 
-def _address(url: str) -> tuple[str, int]:
+def address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     assert parts.hostname
     assert parts.port

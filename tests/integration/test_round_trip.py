@@ -112,7 +112,7 @@ def test_every_payload_index_finds_the_same_points(crossing: Crossing, where: st
     assert crossing.target.filtered(crossing.other("payload"), CONDITIONS[where], where) == found
 
 
-@pytest.mark.parametrize("name", ["dense", "named", "payload", "strict"])
+@pytest.mark.parametrize("name", ["dense", "named", "payload", "strict", "quantized"])
 def test_exact_searches_find_the_same_points_with_the_same_scores(crossing: Crossing, name: str) -> None:
     """An exact search in every vector gives the same ids and the very same scores."""
     for using, query in crossing.samples[name].queries.items():

@@ -1,0 +1,150 @@
+"""Collections that are dropped, made, moved and changed while their backup runs."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ferry.backup.plan import BackupPlan, BackupRequest
+from ferry.backup.recheck import Recheck, recheck
+from ferry.backup.run import prepare
+from ferry.connections import Connections
+from ferry.qdrant.view import read_collection_view
+from tests.integration.crossings import SERVERS, new_id
+from tests.integration.samples import Api, Sample, few
+from tests.workshop import Workshop
+
+pytestmark = SERVERS
+KEYED = {"vectors": {"size": 4, "distance": "Dot"}, "sharding_method": "custom"}
+
+
+@pytest.fixture
+def api(workshop: Workshop) -> Iterator[Api]:
+    """The first node of the source."""
+    with Api(workshop.clusters["source"].urls[0]) as opened:
+        yield opened
+
+
+def planned(connections: Connections) -> BackupPlan:
+    """A plan of everything but scratch collections."""
+    return prepare(
+        connections,
+        BackupRequest(backup_id=new_id(), cluster="source", repository="main", exclude=("scratch*",)),
+    )
+
+
+def drop(api: Api, name: str) -> None:
+    api.call("DELETE", api.of(name))
+
+
+def make_again(api: Api, name: str) -> None:
+    drop(api, name)
+    api.make(name, few(name))
+
+
+def make_otherwise(api: Api, name: str) -> None:
+    drop(api, name)
+    sample = few(name, 0)
+    api.make(name, Sample(sample.body | {"vectors": {"size": 8, "distance": "Dot"}}))
+
+
+def index(api: Api, name: str) -> None:
+    api.call("PUT", f"{api.of(name)}/index?wait=true", {"field_name": "n", "field_schema": "integer"})
+
+
+def configure(api: Api, name: str) -> None:
+    api.call("PATCH", api.of(name), {"optimizers_config": {"deleted_threshold": 0.4}})
+
+
+def another_key(api: Api, name: str) -> None:
+    api.call("PUT", f"{api.of(name)}/shards", {"shard_key": "b"})
+
+
+def no_key(api: Api, name: str) -> None:
+    api.call("POST", f"{api.of(name)}/shards/delete", {"shard_key": "a"})
+
+
+def nothing(_api: Api, _name: str) -> None:
+    return
+
+
+CHANGES: dict[str, tuple[Callable[[Api, str], None], str | None]] = {
+    "untouched": (nothing, None),
+    "dropped": (drop, None),
+    "again": (make_again, "it was dropped and made again under the same name"),
+    "otherwise": (make_otherwise, "it was dropped and made again under the same name"),
+    "indexed": (index, "payload index n.type: nothing before, 'integer' now"),
+    "configured": (configure, "optimizer_config.deleted_threshold: 0.2 before, 0.4 now"),
+    "keyed": (another_key, "shards 2 (key 'b') came"),
+    "unkeyed": (no_key, "shards 1 (key 'a') went"),
+}
+
+
+def test_every_change_in_mid_run_is_noticed_before_the_commit(workshop: Workshop, api: Api) -> None:
+    """What was dropped is told and no failure; what changed has its reason; the rest is as it was planned."""
+    for name in CHANGES:
+        if name.endswith("keyed"):
+            api.call("PUT", api.of(name), KEYED)
+            api.call("PUT", f"{api.of(name)}/shards", {"shard_key": "a"})
+        else:
+            api.make(name, few(name))
+    api.make("scratch-old", few("scratch-old"))
+    api.alias("live", "untouched")
+    connections = workshop.connect()
+    plan = planned(connections)
+    assert recheck(connections, plan) == Recheck()
+
+    for name, (change, _) in CHANGES.items():
+        change(api, name)
+    for name in ("new", "scratch-new"):
+        api.make(name, few(name))
+    api.alias("live", "new")
+    found = recheck(connections, plan)
+    assert found.dropped == ("dropped",)
+    assert found.changed == {
+        name: f"{name} changed while the backup ran: {why}." for name, (_, why) in CHANGES.items() if why
+    }
+    told = {finding.message: finding.severity for finding in found.findings}
+    assert told == {
+        "dropped was dropped while the backup ran, and is not in this backup.": "warning",
+        "Created while the backup ran, and not in this backup: new.": "info",
+        "Aliases changed while the backup ran: live (untouched → new). The record has those of its start.": "info",
+    }
+
+
+def test_moved_and_copied_replicas_still_count(workshop: Workshop, api: Api) -> None:
+    """A rebalancing in mid-run moves replicas: the archives are what their nodes held, and it is told."""
+    for name in ("moved", "copied"):
+        api.make(name, few(name))
+    connections = workshop.connect()
+    plan = planned(connections)
+    home: dict[str, set[int]] = {}
+    for name, action in (("moved", "move_shard"), ("copied", "replicate_shard")):
+        (source,) = replicas(connections, name)
+        target = next(node.peer_id for node in plan.layout.nodes if node.peer_id != source)
+        body = {action: {"shard_id": 0, "from_peer_id": source, "to_peer_id": target}}
+        api.call("POST", f"{api.of(name)}/cluster", body)
+        home[name] = {target} if name == "moved" else {source, target}
+    wait_for(lambda: all(replicas(connections, name) == peers for name, peers in home.items()))
+    connections.cluster.wait_until_active("moved", None, 30)
+    connections.cluster.wait_until_active("copied", None, 30)
+    found = recheck(connections, plan)
+    assert (found.dropped, found.changed) == ((), {})
+    assert sorted((finding.severity, finding.subject) for finding in found.findings) == [
+        ("info", "copied"),
+        ("info", "moved"),
+    ]
+
+
+def replicas(connections: Connections, name: str) -> set[int]:
+    """The peers with a replica of shard 0, as the first node sees it."""
+    view = read_collection_view(connections.cluster.nodes[0], name)
+    return {int(peer) for _, peer in view.replicas}
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    """Wait until it is so, at most half a minute."""
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
