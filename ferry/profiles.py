@@ -90,7 +90,9 @@ class Encryption(Profile):
         min_length=1, description="Public keys (age1…) whose owners can read the archives. The first is the key id."
     )
     identity: SecretStr | None = Field(
-        default=None, description="Secret key (AGE-SECRET-KEY-1…) of one recipient; proofs and restores need it."
+        default=None,
+        description="Secret key (AGE-SECRET-KEY-1…) of one recipient; proofs and restores need it. One a line where "
+        "older archives were encrypted for another.",
     )
     identity_kms_ciphertext: str | None = Field(
         default=None, description="The secret key encrypted by a KMS key (base64), instead of identity."

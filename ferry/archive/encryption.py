@@ -132,7 +132,7 @@ def _opened(keys: list[Any], form: StoredForm, where: str, blocks: Iterable[byte
 def require_identity(identity: SecretStr | None, key_id: str | None, where: str) -> SecretStr:
     """The identity; raises WrongKeyError when there is none."""
     if identity is None:
-        msg = f"{where} is encrypted for {key_id}, and no identity is configured. Nothing was changed."
+        msg = f"{where} is encrypted for {key_id}, and no identity is configured."
         raise WrongKeyError(msg, _remedy(key_id))
     return identity
 
