@@ -60,8 +60,10 @@ def back_up_cluster(
     if not dry_run:
         with tasks.begun(plan) as run:
             stored = tasks.store_archives(run)
-            entries = tasks.commit_collections(run, stored.proven())
-            stored.raise_failures()
-            tasks.commit_backup(run, entries)
+            counting = tasks.look_again(run, stored.proven(), stored.failed())
+            entries = tasks.commit_collections(counting)
+            tasks.raise_failures(counting)
+            tasks.commit_backup(counting.run, entries)
+            tasks.prune_after(run)
             return run.plan.backup_id
     return plan.backup_id

@@ -27,6 +27,8 @@ from ferry.connections import Connections, connect
 from ferry.errors import FerryError
 from ferry.lanes import Job, raise_errors
 from ferry.models import ClusterLayout, Progress
+from ferry.prune.run import prune_after_backup
+from ferry.repository.lease_watch import LeaseWatch, call_back_tasks
 from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
@@ -72,20 +74,20 @@ def begun(planned: BackupPlan) -> AbstractContextManager[BackupRun]:
 @step("create snapshot", "create {work.label}")
 def create_snapshot(work: Work) -> MadeSnapshot:
     """Let the node make the snapshot, as soon as the policy allows."""
-    require_going(f"create {work.label}")
-    return steps.create_snapshot(_connections(work), work, progress(f"create {work.label}", 0))
+    return steps.create_snapshot(_connections(work), work, _progress(work, f"create {work.label}", 0))
 
 
 @step("upload snapshot", "upload {work.label}")
 def upload_snapshot(work: Work, made: MadeSnapshot) -> StoredArchive:
     """Move it to the bucket, compare sha256, delete the node's file."""
-    return steps.upload_snapshot(_connections(work), work, made, progress(f"upload {work.label}", made.bytes))
+    return steps.upload_snapshot(_connections(work), work, made, _progress(work, f"upload {work.label}", made.bytes))
 
 
 @step("prove archive", "prove {work.label}")
 def prove_archive(work: Work, stored: StoredArchive) -> list[Outcome]:
     """Read it back from the bucket, open it, and fix its exact count and digest."""
-    tell = progress(f"prove {work.label}", sum(shard.replica_counts[0].points for shard in work.archive.shards))
+    points = sum(shard.replica_counts[0].points for shard in work.archive.shards)
+    tell = _progress(work, f"prove {work.label}", points)
     with _proofs():
         return [steps.prove_upload(_connections(work), work, stored, tell)]
 
@@ -95,7 +97,7 @@ def store_bundle(works: list[Work]) -> list[Outcome]:
     """Create, upload and prove many small archives of one node, one after the other; each fails for itself."""
     outcomes: list[Outcome] = []
     for work in works:
-        require_going(f"store {work.label}")
+        require_going(f"store {work.label}", _watch(work.cluster, work.repository, work.fencing))
         try:
             outcomes.append(Job().step(work.label, None, partial(_store, work)))
         except FerryError as error:
@@ -105,7 +107,18 @@ def store_bundle(works: list[Work]) -> list[Outcome]:
 
 def _store(work: Work, _tell: Progress) -> ProvenArchive:
     with _proofs():
-        return steps.store_archive(_connections(work), work, progress)
+        return steps.store_archive(_connections(work), work, partial(_progress, work))
+
+
+def _progress(work: Work, label: str, total: int) -> Progress:
+    return progress(label, total, _watch(work.cluster, work.repository, work.fencing))
+
+
+@lru_cache(maxsize=8)
+def _watch(cluster: str, repository: str, fencing: int) -> LeaseWatch:
+    """One look for all tasks of a run in this process: it may be another one than its flow's."""
+    connections = connect(cluster, repository)
+    return LeaseWatch(connections.store, connections.keys.lease(cluster), fencing)
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +130,7 @@ class Archives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
     def __init__(self, run: BackupRun) -> None:
-        self.futures: list[PrefectFuture[Any]] = []
+        self.futures: list[tuple[list[Work], PrefectFuture[Any]]] = []
         self.ends: list[tuple[list[Work], PrefectFuture[list[Outcome]]]] = []
         self._to_commit = run.to_commit
 
@@ -131,13 +144,17 @@ class Archives:
         whole = {name: [o for o in outcomes if isinstance(o, ProvenArchive)] for name, outcomes in found.items()}
         return {name: archives for name, archives in whole.items() if len(archives) == len(found[name])}
 
-    def raise_failures(self) -> None:
-        """Raise what has failed, if anything."""
-        errors = [error for future in self.futures if (error := failure(future)) is not None]
-        for _, future in self.ends:
-            if future.state.is_completed():
-                errors += [outcome for outcome in future.result() if isinstance(outcome, FerryError)]
-        raise_errors(errors, "the backup")
+    def failed(self) -> list[tuple[str, BaseException]]:
+        """The errors, each with its collection; those of a bundle's own archives are among its outcomes."""
+        errors = []
+        for works, future in self.futures:
+            if (error := failure(future)) is not None:
+                errors += [(name, error) for name in sorted({work.archive.collection for work in works})]
+        for works, future in self.ends:
+            outcomes = future.result() if future.state.is_completed() else []
+            pairs = zip(works, outcomes, strict=bool(outcomes))
+            errors += [(work.archive.collection, error) for work, error in pairs if isinstance(error, FerryError)]
+        return errors
 
 
 def store_archives(run: BackupRun) -> Archives:
@@ -147,13 +164,15 @@ def store_archives(run: BackupRun) -> Archives:
     """
     lanes = run.lanes(lanes_at_a_time(_connections(run.plan).worker, run.plan))
     archives = Archives(run)
+    waited: list[PrefectFuture[Any]] = []
     tails: dict[int, list[Any]] = {}
-    with stop_with_the_flow(archives.futures):
+    with stop_with_the_flow(waited, partial(call_back_tasks, run.lease)):
         for row in zip_longest(*(bundles(lane, len(run.plan.archives)) for lane in lanes)):
             for lane, works in enumerate(row):
                 if works is not None:
                     tails[lane] = _submit(archives, works, tails.get(lane))
-        wait(archives.futures)
+                    waited[:] = [future for _, future in archives.futures]
+        wait(waited)
     return archives
 
 
@@ -161,23 +180,36 @@ def _submit(archives: Archives, works: list[Work], tail: list[Any] | None) -> li
     """Begin a bundle after the one before it in its lane; what the next one is to wait for."""
     if len(works) > 1:
         stored = store_bundle.submit(works, wait_for=tail, return_state=False)
-        archives.futures.append(stored)
+        archives.futures.append((works, stored))
         archives.ends.append((works, stored))
         return [allow_failure(stored)]
     created = create_snapshot.submit(works[0], wait_for=tail, return_state=False)
     uploaded = upload_snapshot.submit(works[0], created, return_state=False)
     proven = prove_archive.submit(works[0], uploaded, return_state=False)
-    archives.futures += [created, uploaded, proven]
+    archives.futures += [(works, created), (works, uploaded), (works, proven)]
     archives.ends.append((works, proven))
     # A shard that fails does not stop its lane: the other collections shall have their backup.
     return [allow_failure(uploaded)]
 
 
-def commit_collections(run: BackupRun, proven: dict[str, list[ProvenArchive]]) -> list[CollectionEntry]:
+@step("look again", "look again at {run.plan.cluster}")
+def look_again(
+    run: BackupRun, proven: dict[str, list[ProvenArchive]], failed: list[tuple[str, BaseException]]
+) -> commit.Counting:
+    """Ask the cluster what has become of the collections meanwhile, right before the commits."""
+    return commit.look_again(_connections(run.plan), run, proven, failed)
+
+
+def raise_failures(counting: commit.Counting) -> None:
+    """Raise what has failed, if anything; what is proven is committed by then."""
+    raise_errors(counting.errors, "the backup")
+
+
+def commit_collections(counting: commit.Counting) -> list[CollectionEntry]:
     """Commit every collection that is whole, each by a task of its own where they are few."""
-    if len(proven) <= ARCHIVES_SHOWN:
-        return [commit_collection(run, name, archives) for name, archives in proven.items()]
-    return commit_many(run, proven)
+    if len(counting.proven) <= ARCHIVES_SHOWN:
+        return [commit_collection(counting.run, name, archives) for name, archives in counting.proven.items()]
+    return commit_many(counting.run, counting.proven)
 
 
 @step("commit collection", "commit {collection}")
@@ -212,3 +244,11 @@ def commit_backup(run: BackupRun, entries: list[CollectionEntry]) -> BackupRecor
     record = commit.commit_backup(_connections(run.plan), run, entries)
     show_markdown(("verdict", run.plan.cluster), report.backup_verdict(record), f"Backup {record.backup_id}")
     return record
+
+
+@step("prune", "prune backups of {run.plan.cluster}")
+def prune_after(run: BackupRun) -> None:
+    """Apply the policy's retention as the last step of a backup that succeeded; it never makes that a failure."""
+    findings = prune_after_backup(_connections(run.plan), load_settings().policy(run.plan.policy), run.lease)
+    if findings:
+        show_markdown(("prune", run.plan.cluster), report.findings_text(tuple(findings)), "Prune after the backup")

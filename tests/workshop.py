@@ -89,13 +89,17 @@ class Workshop:
 
     def leftovers(self, *clusters: str) -> list[str]:
         """Whatever of ours must not be there after a run has ended: snapshots on nodes, uploads, journal entries,
-        archives that no manifest counts, leases that are held, files in the spool."""
-        found = [f"journal {key}" for key in self.objects("runs/")]
+        archives that no manifest counts, leases that are held, files in the spool.
+
+        What the next run can go on with is no leftover: archives that were proven, with the entries that say so.
+        """
+        kept = self._resumable()
+        found = [f"journal {key}" for key in self.objects("runs/") if key not in kept]
         listed = self.bucket.list_multipart_uploads(Bucket="ferry", Prefix=self.folder.name)
         found += [f"upload {upload['Key']}" for upload in listed.get("Uploads", [])]
-        counted = {key.rpartition("/")[0] for key in self.objects("backups/") if key.endswith("/manifest.json")}
+        counted = {key for folder in self._manifests() for key in folder} | kept
         for key in self.objects("backups/"):
-            if key.endswith(".snapshot") and key.rsplit("/", 2)[0] not in counted:
+            if not key.endswith(".json") and key not in counted:
                 found.append(f"archive {key}")
         for key in self.objects("leases/"):
             body = self.bucket.get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()
@@ -106,6 +110,37 @@ class Workshop:
         for name in clusters or self.clusters:
             found += [f"{name}: {path}" for path in node_snapshots(self.clusters[name])]
         return found
+
+
+    def read(self, key: str) -> dict[str, Any]:
+        """A document of this test's, by the key that ``objects`` gives."""
+        body = self.bucket.get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def _manifests(self) -> list[list[str]]:
+        """For each manifest the archives that it names; fences are none."""
+        documents = {key: self.read(key) for key in self.objects("backups/") if key.endswith("/manifest.json")}
+        return [
+            [f"{key.rpartition('/')[0]}/{archive['key']}" for archive in content["archives"]]
+            for key, content in documents.items()
+            if "fence" not in content
+        ]
+
+    def _resumable(self) -> set[str]:
+        """Keys that a run which has died or failed leaves for the next one."""
+        kept = set()
+        for key in self.objects("runs/"):
+            folder, kind, name = key.rsplit("/", 2)
+            if kind == "proof":
+                archive = f"{folder}/archive/{name}"
+                kept |= {key, archive, f"{folder}/run/request.json"}
+                kept.add(self.read(archive)["detail"]["key"].removeprefix(self.folder.name + "/"))
+        for key in self.objects("backups/"):  # a collection that counts, of a run that did not end
+            _, cluster, backup_id, *rest = key.split("/")
+            if rest[-1] == "manifest.json":
+                kept.add(f"runs/{cluster}/{backup_id}/run/request.json")
+        return kept
 
 
 def toml(value: Any) -> str:

@@ -2,14 +2,16 @@
 
 import hashlib
 import platform
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 
 from ferry import __version__
+from ferry.backup.recheck import recheck
 from ferry.backup.resume import REQUEST
 from ferry.backup.work import BackupRun, ProvenArchive
 from ferry.connections import Connections
-from ferry.errors import BackupNotFoundError, ConflictError, RepositoryError
+from ferry.errors import BackupNotFoundError, ConflictError, LayoutError, RepositoryError
 from ferry.models import Finding, now
 from ferry.repository.manifest import (
     BackupRecord,
@@ -19,6 +21,37 @@ from ferry.repository.manifest import (
 )
 
 TOOLS = ("prefect", "qdrant-client", "qdrant-edge-py", "boto3", "s3fs")
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What of a run is to be committed when all lanes have ended: without what was dropped or changed meanwhile."""
+
+    run: BackupRun
+    proven: dict[str, list[ProvenArchive]]
+    errors: list[BaseException]
+
+
+def look_again(
+    connections: Connections,
+    run: BackupRun,
+    proven: dict[str, list[ProvenArchive]],
+    failed: list[tuple[str, BaseException]],
+) -> Counting:
+    """Ask the cluster once more, right before the commits. ``failed`` are errors by their collection.
+
+    A collection that was dropped meanwhile is no failure: a finding says so. One that changed is one, and the others
+    count all the same.
+    """
+    seen = recheck(connections, run.plan)
+    plan = run.plan.model_copy(update={"findings": run.plan.findings + seen.findings})
+    gone = set(seen.dropped) - run.committed
+    changed = {name: why for name, why in seen.changed.items() if name not in run.committed}
+    errors: list[BaseException] = []
+    errors += {id(error): error for collection, error in failed if collection not in gone}.values()
+    errors += [LayoutError(f"{why} It does not count.", "Run the backup again.") for why in changed.values()]
+    counted = {name: made for name, made in proven.items() if name not in gone and name not in changed}
+    return Counting(replace(run, plan=plan).without(gone), counted, errors)
 
 
 def build_manifest(run: BackupRun, collection: str, made: list[ProvenArchive]) -> CollectionManifest:
@@ -47,6 +80,7 @@ def build_manifest(run: BackupRun, collection: str, made: list[ProvenArchive]) -
         backup_id=plan.backup_id,
         cluster=plan.cluster,
         collection=collection,
+        uuid=layout.uuid,
         kind=plan.kind,
         nodes=tuple(NodeRecord(**node.model_dump()) for node in plan.layout.nodes),
         config=layout.config,
@@ -108,9 +142,12 @@ def _entry(manifest: CollectionManifest) -> CollectionEntry:
 def commit_backup(connections: Connections, run: BackupRun, entries: list[CollectionEntry]) -> BackupRecord:
     """Write the record of the run, with the aliases of the whole cluster. Refused like ``commit_collection``.
 
-    Raises BackupNotFoundError when a collection of the plan has no manifest: never a smaller backup.
+    Raises RepositoryError when a collection of the plan has no manifest: never a smaller backup.
     """
     plan = run.plan
+    if missing := set(run.to_commit) - {entry.collection for entry in entries}:
+        msg = f"{', '.join(sorted(missing))} of {plan.backup_id} have no manifest; the run has no record."
+        raise RepositoryError(msg, "Run the backup again.")
     for name in sorted(
         run.committed - {entry.collection for entry in entries}
     ):  # by the run that this one goes on with

@@ -8,16 +8,18 @@ from ferry.backup.plan import BackupPlan, BackupRequest, plan_backup
 from ferry.backup.tidy import begun
 from ferry.backup.work import BackupRun, ProvenArchive, StoredArchive, Work, lanes_at_a_time
 from ferry.connections import Connections
-from ferry.lanes import Job, raise_failures
+from ferry.lanes import Job, raise_errors
 from ferry.models import Progress
+from ferry.prune.run import prune_after_backup
 from ferry.repository.manifest import BackupRecord, CollectionEntry
+from ferry.settings import load_settings
 
 
 class Archives:
     """What the lanes have brought: proven archives by collection, and the failures."""
 
     def __init__(self, run: BackupRun, works: list[Work], uploads: list[Future[Future[ProvenArchive]]]) -> None:
-        self._uploads = uploads
+        self._works, self._uploads = works, uploads
         self._proofs: dict[str, list[Future[ProvenArchive] | None]] = defaultdict(list)
         self._proofs |= {name: [] for name in run.to_commit}
         for work, upload in zip(works, uploads, strict=True):
@@ -31,10 +33,14 @@ class Archives:
             if all(proof and not proof.exception() for proof in proofs)
         }
 
-    def raise_failures(self) -> None:
-        """Raise what has failed, if anything."""
-        proofs = [proof for proofs in self._proofs.values() for proof in proofs if proof]
-        raise_failures([*self._uploads, *proofs], "the backup")
+    def failed(self) -> list[tuple[str, BaseException]]:
+        """The errors, each with its collection."""
+        errors = [
+            (work.archive.collection, upload.exception())
+            for work, upload in zip(self._works, self._uploads, strict=True)
+        ]
+        errors += [(name, proof.exception()) for name, proofs in self._proofs.items() for proof in proofs if proof]
+        return [(name, error) for name, error in errors if error is not None]
 
 
 def prepare(connections: Connections, request: BackupRequest) -> BackupPlan:
@@ -52,9 +58,12 @@ def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: 
     """
     with begun(connections, planned, holder) as run:
         stored = store_archives(connections, run, job)
-        entries = [_commit(connections, run, name, proven) for name, proven in stored.proven().items()]
-        stored.raise_failures()
-        return commit.commit_backup(connections, run, entries)
+        counting = commit.look_again(connections, run, stored.proven(), stored.failed())
+        entries = [_commit(connections, counting.run, name, made) for name, made in counting.proven.items()]
+        raise_errors(counting.errors, "the backup")
+        record = commit.commit_backup(connections, counting.run, entries)
+        prune_after_backup(connections, load_settings().policy(planned.policy), run.lease)
+        return record
 
 
 def _commit(connections: Connections, run: BackupRun, name: str, proven: list[ProvenArchive]) -> CollectionEntry:

@@ -22,9 +22,9 @@ from ferry.models import BackupId, PeerId, ShardId, now
 from ferry.qdrant import snapshots
 from ferry.qdrant.http import NotFoundError
 from ferry.repository import fence
+from ferry.repository.conformance import ensure_conforming
 from ferry.repository.journal import Entry
 from ferry.repository.lease import Lease, acquire
-from ferry.repository.probe import require_conforming
 from ferry.verify import spool
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def begun(connections: Connections, plan: BackupPlan, holder: str) -> Iterator[B
 
     Raises LeaseHeldError, which says who is at work. What cannot be taken away stays in the journal for the next run.
     """
-    if connections.store.head(connections.keys.repository) is None:
-        require_conforming(connections.store)
+    ensure_conforming(connections.store, connections.keys)
     connections.catalog.ensure_repository()
     key = connections.keys.lease(plan.cluster)
     with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
@@ -104,7 +103,7 @@ class _Tidying:
             folder = self.connections.keys.backup_prefix(self.plan.cluster, run_id)
             something = proven or any(True for _ in self.connections.store.list(folder))
             if not something or not may_continue(self.connections, run_id, entries, self.plan.policy):
-                self._give_up(run_id, entries)
+                self._give_up(run_id, [entry for entry in entries if entry.kind == "run" or entry.name in proven])
 
     def _key_of(self, plan: BackupPlan, archive: ProvenArchive) -> str:
         folder = self.connections.keys.collection_prefix(plan.cluster, plan.backup_id, archive.collection)
@@ -152,6 +151,9 @@ class _Tidying:
         """Delete the archives of a run that no manifest counts, after nobody can commit them any more."""
         of_archives = [entry for entry in entries if entry.kind in ("archive", "proof")]
         failed = False
+        if of_archives:  # its record first: it would count collections whose manifests may be pruned one day
+            record = self.connections.keys.backup(self.plan.cluster, run_id)
+            fence.condemn(self.connections.store, record, self.lease.holder, self.lease.fencing)
         for collection in sorted({entry.detail["collection"] for entry in of_archives}):
             try:
                 self._give_up_collection(run_id, collection)

@@ -3,9 +3,9 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -115,6 +115,17 @@ class BackupRun:
     proven: dict[Place, ProvenArchive] = field(default_factory=dict)
     halves: dict[Place, Half] = field(default_factory=dict)
 
+    def without(self, collections: Iterable[str]) -> Self:
+        """The run without collections that were dropped while it was at work."""
+        gone = set(collections)
+        if not gone:
+            return self
+        layout = self.plan.layout
+        kept = tuple(collection for collection in layout.collections if collection.name not in gone)
+        archives = tuple(archive for archive in self.plan.archives if archive.collection not in gone)
+        layout = layout.model_copy(update={"collections": kept})
+        return replace(self, plan=self.plan.model_copy(update={"layout": layout, "archives": archives}))
+
     @property
     def to_commit(self) -> list[str]:
         """Collections that have no manifest yet, among them those without shards, whose schema is all there is."""
@@ -182,17 +193,21 @@ def fingerprint_of_plan(plan: BackupPlan, collection: str) -> str:
     if layout is None:
         raise KeyError(collection)
     versions = {node.version for node in plan.layout.nodes}
-    return _fingerprint(layout.config, layout.payload_schema, layout.shards, versions)
+    return _fingerprint(layout.uuid, layout.config, layout.payload_schema, layout.shards, versions)
 
 
 def fingerprint_of_manifest(manifest: CollectionManifest) -> str:
     """The same of a collection that is committed."""
     versions = {node.version for node in manifest.nodes}
-    return _fingerprint(manifest.config, manifest.payload_schema, manifest.layout, versions)
+    return _fingerprint(manifest.uuid, manifest.config, manifest.payload_schema, manifest.layout, versions)
 
 
 def _fingerprint(
-    config: dict[str, Any], payload_schema: dict[str, Any], shards: tuple[ShardLayout, ...], versions: set[str]
+    uuid: str | None,
+    config: dict[str, Any],
+    payload_schema: dict[str, Any],
+    shards: tuple[ShardLayout, ...],
+    versions: set[str],
 ) -> str:
     # The number of points of each payload index changes with every write and says nothing about the schema.
     indexes = {
@@ -200,5 +215,5 @@ def _fingerprint(
         for name, index in payload_schema.items()
     }
     keys = sorted((shard.shard_id, str(shard.key)) for shard in shards)
-    content = {"config": config, "indexes": indexes, "shards": keys, "versions": sorted(versions)}
+    content = {"uuid": uuid, "config": config, "indexes": indexes, "shards": keys, "versions": sorted(versions)}
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -106,6 +106,7 @@ class CollectionManifest(Document):
     backup_id: BackupId
     cluster: str
     collection: str
+    uuid: str | None = Field(default=None, description="Qdrant's own id of the collection, where telemetry tells it.")
     kind: SnapshotKind
     nodes: tuple[NodeRecord, ...]
     config: dict[str, Any]

@@ -2,7 +2,7 @@
 
 The flows are imported once and every run is a fork of that, because Prefect takes two seconds to import. An order:
 ``{"start": "flows.back_up_cluster:back_up_cluster", "with": {parameters}, "env": {…}, "out": path,
-"at": "ferry.backup.steps:release_snapshot", "when": "before", "nth": 1, "signal": 9}`` is answered by the pid;
+"at": "ferry.backup.steps:_release_snapshot", "when": "before", "nth": 1, "signal": 9}`` is answered by the pid;
 ``{"wait": pid}`` by how it went: ``exit N``, ``signal N`` or ``stopped N``.
 """
 

@@ -164,8 +164,9 @@ class Scene:
         return [found.backup_id for found in self.connections().catalog.backups("source") if found.complete]
 
     def manifests(self) -> list[str]:
-        """Keys of all manifests in the bucket."""
-        return [key for key in self.shop.objects("backups/") if key.endswith("/manifest.json")]
+        """Keys of all manifests in the bucket; a fence in the place of one is none."""
+        found = [key for key in self.shop.objects("backups/") if key.endswith("/manifest.json")]
+        return [key for key in found if "fence" not in self.shop.read(key)]
 
     def require_honest(self) -> None:
         """Every manifest verifies against its archives' bytes, and what is listed as complete is."""

@@ -14,7 +14,7 @@ BACKUP_STEPS = {
     "lease taken": ("ferry.backup.tidy:acquire", "after"),
     "snapshot made, its name not noted": ("ferry.qdrant.snapshots:create_snapshot", "after"),
     "snapshot made": ("ferry.backup.steps:create_snapshot", "after"),
-    "uploaded, node's file not deleted": ("ferry.backup.steps:release_snapshot", "before"),
+    "uploaded, node's file not deleted": ("ferry.backup.steps:_release_snapshot", "before"),
     "proven": ("ferry.backup.steps:prove_upload", "after"),
     "manifest written, backup.json not": ("ferry.repository.catalog:Catalog.write_manifest", "after"),
     "backup.json written, lease held": ("ferry.repository.catalog:Catalog.write_backup", "after"),
