@@ -10,7 +10,7 @@ from time import perf_counter
 
 from rich.console import Console
 
-from benchmarks import bench_backup, bench_flow, bench_memory, bench_proof, bench_restore, bench_stall
+from benchmarks import bench_backup, bench_encryption, bench_flow, bench_memory, bench_proof, bench_restore, bench_stall
 from benchmarks.figures import Figure
 from benchmarks.machine import Machine
 from benchmarks.numbers import page, table
@@ -23,6 +23,9 @@ AREAS: dict[str, Callable[[Stage, Sizes], list[Figure]]] = {
     "restore": lambda stage, sizes: bench_restore.measure(stage, sizes.restore_points, sizes.rounds, sizes.warm_rounds),
     "memory": lambda stage, sizes: bench_memory.measure(stage, list(sizes.memory_shapes)),
     "proof": lambda _stage, sizes: bench_proof.measure(sizes.proof_points, sizes.rounds),
+    "encryption": lambda stage, sizes: bench_encryption.measure(
+        stage, sizes.backup_points, sizes.rounds, sizes.warm_rounds, sizes.memory_shapes[-1]
+    ),
     "stall": lambda stage, sizes: bench_stall.measure(
         stage, sizes.stall_points, sizes.rounds, sizes.stall_rest_seconds
     ),

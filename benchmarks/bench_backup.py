@@ -47,7 +47,7 @@ def measure(stage: Stage, points: int, rounds: int, warm_rounds: int = 1) -> lis
     watch = stage.load_watch()
     results = []
     try:
-        data = _first_copy(stage, work)
+        data = first_copy(stage, work)
         client = raw_client(stage)
         for number in range(-warm_rounds, rounds):
             done = _round(stage, work, data, client, number, watch if number >= 0 else stage.load_watch())
@@ -61,7 +61,7 @@ def _round(stage: Stage, work: Work, data: bytes, client: S3Client, number: int,
     connections = stage.connect()
     work = work.model_copy(update={"backup_id": stage.new_id()})
     made = steps.create_snapshot(connections, work)
-    url = _snapshot_url(work, made.name)
+    url = snapshot_url(work, made.name)
 
     def ferry() -> float:
         with watch:
@@ -88,12 +88,14 @@ def _round(stage: Stage, work: Work, data: bytes, client: S3Client, number: int,
     return Round(**seconds)
 
 
-def _first_copy(stage: Stage, work: Work) -> bytes:
+def first_copy(stage: Stage, work: Work) -> bytes:
+    """The bytes of one snapshot, which is deleted again."""
     connections = stage.connect()
     work = work.model_copy(update={"backup_id": stage.new_id()})
     made = steps.create_snapshot(connections, work)
-    data = httpx.get(_snapshot_url(work, made.name), headers=_PLAIN, timeout=300, trust_env=False).content
-    delete_snapshot(connections.cluster.nodes[0], work.archive.collection, work.archive.shard_id, made.name)
+    data = httpx.get(snapshot_url(work, made.name), headers=_PLAIN, timeout=300, trust_env=False).content
+    node = connections.cluster.node(work.archive.node.peer_id)
+    delete_snapshot(node, work.archive.collection, work.archive.shard_id, made.name)
     connections.journal(work.backup_id).drop("node_snapshot", work.noted)
     return data
 
@@ -164,7 +166,8 @@ def raw_client(stage: Stage) -> S3Client:
     )
 
 
-def _snapshot_url(work: Work, name: str) -> str:
+def snapshot_url(work: Work, name: str) -> str:
+    """Where a node gives a snapshot of its shard out."""
     archive = work.archive
     folder = path_of("collections", archive.collection, "shards", archive.shard_id or 0, "snapshots", name)
     return archive.node.url + folder

@@ -18,17 +18,18 @@ from sandbox.process import SandboxError
 
 TARGET = Target(300, "at most", " MiB")
 POLL_SECONDS = 0.02
+NOBODY = "http://127.0.0.1:9"  # the port of "discard", which no machine serves any more
 MIB = 1 << 20
 
 
 def measure(stage: Stage, shapes: list[Shape]) -> list[Figure]:
     """Walk with each collection; one of ours and the workers that it starts, watched fifty times a second."""
-    # Nodes are sent to another node's address for archives, which answers 404 there, so Ferry must upload them.
-    config = stage.write_settings(stage.folder / "ferry-upload.toml", node_endpoint_url=stage.cluster.urls[0])
+    # Nodes are sent to an address where nobody answers, so Ferry must upload the archives.
+    config = stage.write_settings(stage.folder / "ferry-upload.toml", node_endpoint_url=NOBODY)
     figures = []
     for shape in shapes:
         collection = stage.collection(shape)
-        peaks, told = _watch_walk(stage, config, collection)
+        peaks, told = watch_walk(stage, config, collection)
         stage.drop(f"{collection}-walked")
         stage.drop(collection)
         if set(told["paths"]) != {"upload"}:
@@ -65,7 +66,8 @@ def _figures(peaks: dict[str, int], size: int) -> list[Figure]:
     ]
 
 
-def _watch_walk(stage: Stage, config: Path, collection: str) -> tuple[dict[str, int], dict[str, Any]]:
+def watch_walk(stage: Stage, config: Path, collection: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """Peaks by kind of step, and what the walk said last."""
     log = stage.folder / f"walk-{collection}.log"
     env = {**os.environ, "FERRY_CONFIG": str(config)}
     with log.open("wb") as stderr:

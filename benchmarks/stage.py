@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.data import Shape, load
 from benchmarks.load import Load
@@ -65,7 +65,7 @@ class Stage:
     ) -> None:
         self._end()
 
-    def write_settings(self, path: Path, **repository: str) -> Path:
+    def write_settings(self, path: Path, **repository: Any) -> Path:
         """Write a ferry.toml for the servers; ``repository`` overrides settings of the bucket."""
         bucket = {
             "bucket": "ferry",
