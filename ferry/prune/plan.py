@@ -116,8 +116,9 @@ class _Folder:
             proven, lost = self._committed(points), set()
             if len(points) == len(self._objects) and not proven and not self._problems and self._all_condemned(points):
                 return None
-        documents = [self._objects[key] for key in (record_key, *map(self._manifest, proven)) if key in self._objects]
-        counted = documents if proven or record is not None else []
+        counted = [self._objects[self._manifest(name)] for name in proven]
+        if record is not None:  # a fence in its place tells nothing of when the backup was made
+            counted.append(self._objects[record_key])
         return BackupFacts(
             backup_id=self._id,
             taken_at=parse_backup_id(self._id),

@@ -1,6 +1,5 @@
 """Pruning in a bucket in memory: the order of deletes; kills, readers and holds that come at any moment."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,10 +29,11 @@ from ferry.repository.holds import put_hold, release_hold
 from ferry.repository.journal import Journal
 from ferry.repository.layout import Keys, new_backup_id
 from ferry.repository.lease import acquire
-from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
+from ferry.repository.manifest import BackupRecord, CollectionManifest
 from ferry.repository.readers import reading
 from ferry.repository.store import Store, UnfinishedUpload
 from ferry.repository.upkeep import ObjectLock
+from tests.fabricated import History
 from tests.unit import builders
 from tests.unit.fakes import MemoryStore
 
@@ -88,43 +88,10 @@ def repository_of(store: MemoryStore, **profile: Any) -> Repository:
     )
 
 
-def back_up(
-    store: ClockedStore, day: float, *names: str, complete: bool = True, archives: int = 2, proven: bool = True
-) -> BackupId:
-    """A backup of that day with two small archives a collection; the store's clock goes on to that day."""
+def back_up(store: ClockedStore, day: float, *names: str, complete: bool = True, proven: bool = True) -> BackupId:
+    """A backup of that day; the store's clock goes on to that day."""
     store.clock = max(store.clock, START + day * DAY)
-    backup_id = new_backup_id(START + day * DAY, "seed")
-    catalog, entries = Catalog(store, KEYS), []
-    for name in names or ("docs",):
-        made = _manifest(backup_id, name, archives)
-        for archive in made.archives:
-            store.upload(KEYS.collection_prefix("test", backup_id, name) + archive.key, [b"x" * archive.bytes])
-        if proven:
-            catalog.write_manifest(made)
-        sha256 = hashlib.sha256(made.to_bytes()).hexdigest()
-        entries.append(CollectionEntry(collection=name, manifest_sha256=sha256, points=made.points, bytes=made.bytes))
-    if complete:
-        catalog.write_backup(_record(backup_id, entries))
-    return backup_id
-
-
-def _manifest(backup_id: BackupId, name: str, archives: int) -> CollectionManifest:
-    source = builders.collection(name, [builders.shard(number, [1]) for number in range(archives)])
-    made = builders.manifest(source, [builders.archive(number, size=5) for number in range(archives)])
-    return made.model_copy(update={"backup_id": backup_id})
-
-
-def _record(backup_id: BackupId, entries: list[CollectionEntry]) -> BackupRecord:
-    return BackupRecord(
-        backup_id=backup_id,
-        cluster="test",
-        kind="shard",
-        collections=tuple(entries),
-        aliases={},
-        started_at=START,
-        finished_at=START,
-        tool_versions={},
-    )
+    return History(store, KEYS).back_up(START + day * DAY, *names, complete=complete, proven=proven)
 
 
 def prune(store: ClockedStore, policy: PolicyProfile = KEEP_TWO, **profile: Any) -> Pruned:
@@ -196,7 +163,7 @@ def test_fences_stay_for_a_week_and_are_not_seen(store: ClockedStore) -> None:
     assert fenced == {young}
     assert old not in {summary.backup_id for summary in Catalog(store, KEYS).backups("test")}
     with pytest.raises(ConflictError):
-        Catalog(store, KEYS).write_manifest(_manifest(young, "docs", 2))
+        Catalog(store, KEYS).write_manifest(History(store, KEYS).manifest(young))
 
 
 def dying_after(number: int) -> Callable[[str, str], None]:
@@ -595,7 +562,7 @@ def test_an_archive_that_is_committed_after_the_look_is_not_garbage(store: Clock
     def commit(operation: str, key: str) -> None:
         if operation == "put" and key == place:
             store.before = lambda _operation, _key: None
-            Catalog(store, KEYS).write_manifest(_manifest(dead, "docs", 2))
+            Catalog(store, KEYS).write_manifest(History(store, KEYS).manifest(dead))
 
     store.before = commit
     gc.collect(repository_of(store), "test", KEEP_TWO, "gc")
