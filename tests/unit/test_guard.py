@@ -1,5 +1,6 @@
 """When a backup waits, slows down, pauses and stops: by fake clocks and fake answers."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -204,6 +205,22 @@ def test_a_limit_that_was_passed_stays_passed() -> None:
     times.answered(20.001)
     assert times.current_ms(21) == pytest.approx(1)
     assert times.stopped(21)
+    times.asked(30)
+    times.answered(32)  # above it again, but shortly
+    assert times.stopped(32)
+
+
+def test_silence_is_counted_from_its_own_beginning() -> None:
+    """An answer between two silences ends the first; a refused question says that the node is there, and not slow."""
+    times = calm.AnswerTimes(LIMITS)
+    for second, note in ((0, times.unanswered), (60, times.answered), (61, times.unanswered)):
+        times.asked(second)
+        note(second + 1)
+    assert times.silent_seconds(100) == 39
+    assert times.current_ms(100) == math.inf
+    times.asked(100)
+    times.unmeasurable(101, "429")
+    assert (times.silent_seconds(101), times.current_ms(101)) == (0, 0)
 
 
 def test_it_begins_at_once_when_nothing_is_in_the_way() -> None:
