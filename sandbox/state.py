@@ -94,7 +94,14 @@ class SandboxState:
                 f"access_key = {_toml(self.s3['access_key'])}",
                 f"secret_key = {_toml(self.s3['secret_key'])}",
             ]
+        lines += ["", "[policies.nightly]", *_POLICY]
         write_private(self.settings_file, "\n".join([*lines, ""]))
+
+
+_POLICY = (
+    "retention = {keep_last = 3, keep_daily = 7, keep_weekly = 4, keep_monthly = 12, minimum_proven = 2}",
+    "answers = {pause_above_ms = 2000, stop_above_ms = 10000}",
+)
 
 
 def _cluster_lines(name: str, records: Sequence[Mapping[str, Any]]) -> list[str]:

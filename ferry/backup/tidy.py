@@ -17,7 +17,7 @@ from ferry.backup.resume import begin, entries_by_run, may_continue
 from ferry.backup.steps import made_after, node_restarted
 from ferry.backup.work import BackupRun, ProvenArchive
 from ferry.connections import Connections
-from ferry.errors import ArchiveDamagedError, FerryError, SnapshotError
+from ferry.errors import ArchiveDamagedError, ConflictError, FerryError, SnapshotError
 from ferry.models import BackupId, PeerId, ShardId, now
 from ferry.qdrant import snapshots
 from ferry.qdrant.http import NotFoundError
@@ -84,11 +84,10 @@ class _Tidying:
                 for entry in entries
                 if entry.name not in used and entry.detail.get("key") not in keys and entry.kind != "run"
             ]
-            self._snapshots(
-                [entry for entry in entries if entry.name not in {half.noted for half in run.halves.values()}]
-            )
+            halves = {half.noted for half in run.halves.values()}
+            self._snapshots([entry for entry in entries if entry.name not in halves])
             counted = [entry for entry in unused if entry.detail.get("collection") in run.committed]
-            self._give_up(run_id, counted)  # a manifest counts: of its archives only what it does not name
+            self._drop_archives(run_id, counted)  # their manifests count: only what these do not name
             self._unproven([entry for entry in unused if entry not in counted], delete=True)
 
     def after(self) -> None:
@@ -100,9 +99,7 @@ class _Tidying:
             self._snapshots(entries)
             proven = {entry.name for entry in entries if entry.kind == "proof"}
             self._unproven([entry for entry in entries if entry.name not in proven], delete=True)
-            folder = self.connections.keys.backup_prefix(self.plan.cluster, run_id)
-            something = proven or any(True for _ in self.connections.store.list(folder))
-            if not something or not may_continue(self.connections, run_id, entries, self.plan.policy):
+            if not self._is_of_use(run_id, entries):
                 self._give_up(run_id, [entry for entry in entries if entry.kind == "run" or entry.name in proven])
 
     def _key_of(self, plan: BackupPlan, archive: ProvenArchive) -> str:
@@ -115,11 +112,19 @@ class _Tidying:
 
     def _other_run(self, run_id: BackupId, entries: list[Entry]) -> None:
         self._snapshots(entries)
-        if may_continue(self.connections, run_id, entries, self.plan.policy):
+        if self._is_of_use(run_id, entries):
             proven = {entry.name for entry in entries if entry.kind == "proof"}
             self._unproven([entry for entry in entries if entry.name not in proven], delete=False)
         else:
             self._give_up(run_id, entries)
+
+    def _is_of_use(self, run_id: BackupId, entries: list[Entry]) -> bool:
+        """Whether another run may go on with this one and would find something: a proof, a collection that counts."""
+        folder = self.connections.keys.backup_prefix(self.plan.cluster, run_id)
+        something = any(entry.kind == "proof" for entry in entries) or any(
+            info.key.endswith("/manifest.json") for info in self.connections.store.list(folder)
+        )
+        return something and may_continue(self.connections, run_id, entries, self.plan.policy)
 
     def _snapshots(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -143,17 +148,36 @@ class _Tidying:
                     there = store.head(entry.detail["key"]) is not None
                     store.abort_uploads(entry.detail["key"])
                     if there and delete:
+                        self._require_uncounted(entry)
                         store.delete([entry.detail["key"]])
                     if delete or not there:
                         entry.journal.settle(entry)
 
+    def _require_uncounted(self, entry: Entry) -> None:
+        """Whatever the journal says: no archive of a collection that counts is deleted as unproven."""
+        manifest = self.connections.keys.manifest(self.plan.cluster, entry.run_id, entry.detail["collection"])
+        if fence.read_place(self.connections.store, manifest).document is not None:
+            msg = f"{entry.detail['key']} is not noted as proven, and its collection counts."
+            raise ConflictError(msg)
+
     def _give_up(self, run_id: BackupId, entries: list[Entry]) -> None:
         """Delete the archives of a run that no manifest counts, after nobody can commit them any more."""
+        keys, store = self.connections.keys, self.connections.store
+        folder = keys.backup_prefix(self.plan.cluster, run_id)
+        places = [info.key for info in store.list(folder) if info.key.endswith("/manifest.json")]
+        if places or any(entry.kind in ("archive", "proof") for entry in entries):
+            # Its record first: it would count collections whose manifests may be pruned one day.
+            for place in (keys.backup(self.plan.cluster, run_id), *places):
+                fence.condemn(store, place, self.lease.holder, self.lease.fencing)
+        if self._drop_archives(run_id, entries):
+            for entry in entries:
+                if entry.kind == "run":
+                    entry.journal.settle(entry)
+
+    def _drop_archives(self, run_id: BackupId, entries: list[Entry]) -> bool:
+        """Those that these entries are of, and their entries; False when some stay for the next run."""
         of_archives = [entry for entry in entries if entry.kind in ("archive", "proof")]
         failed = False
-        if of_archives:  # its record first: it would count collections whose manifests may be pruned one day
-            record = self.connections.keys.backup(self.plan.cluster, run_id)
-            fence.condemn(self.connections.store, record, self.lease.holder, self.lease.fencing)
         for collection in sorted({entry.detail["collection"] for entry in of_archives}):
             try:
                 self._give_up_collection(run_id, collection)
@@ -161,8 +185,9 @@ class _Tidying:
                 failed = True
                 log.warning("left for the next run: archives of %s in %s: %s", collection, run_id, error.message)
         if not failed:
-            for entry in [*of_archives, *(entry for entry in entries if entry.kind == "run")]:
+            for entry in of_archives:
                 entry.journal.settle(entry)
+        return not failed
 
     def _give_up_collection(self, run_id: BackupId, collection: str) -> None:
         store, keys, cluster = self.connections.store, self.connections.keys, self.plan.cluster
