@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from ferry.archive.encryption import Encoder, StoredForm
+from ferry.archive.encryption import Encoder, StoredForm, stored_bytes_at_most
 from ferry.archive.proof import Proof
 from ferry.backup.guard import Guard, guarded
 from ferry.backup.work import Half, MadeSnapshot, ProvenArchive, StoredArchive, Work
@@ -168,6 +168,7 @@ def _uploaded(connections: Connections, work: Work, made: MadeSnapshot, progress
             key,
             limited(encoder.blocks(), to_buckets(connections.worker), progress),
             expected_bytes=None if encryption else made.bytes,
+            longest_bytes=stored_bytes_at_most(encryption, made.bytes),
             metadata={} if encryption else {"sha256": made.sha256},
             progress=progress,
         )

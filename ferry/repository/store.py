@@ -281,6 +281,7 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         progress: Progress = no_progress,
         expected_bytes: int | None = None,
+        longest_bytes: int | None = None,
     ) -> Uploaded:
         """Write an archive to a new key, hashing it on the way, under the profile's lock.
 
@@ -290,11 +291,14 @@ class Store:
         and 0 about once a second while waiting; what it raises, and what ``blocks`` raises, ends the upload.
         On any failure nothing stays behind: no upload, no object. The caller closes ``blocks``.
 
+        Parts are cut for ``expected_bytes``, or for ``longest_bytes`` where the exact size is not known before.
+
         Raises RepositoryError, before a byte is read, when it is larger than the provider allows. Raises
         ConflictError when the key exists: an archive is never overwritten, delete it first. Raises
         ArchiveDamagedError when the source gave other than ``expected_bytes``, or the store holds another size.
         """
-        plan, patience = self._plan_parts(key, expected_bytes), 2 * self.profile.read_timeout_seconds
+        plan = self._plan_parts(key, longest_bytes or expected_bytes)
+        patience = 2 * self.profile.read_timeout_seconds
         protection = self.protection(keep=True)
         upload = ArchiveUpload(self._boto_once, self.bucket, key, plan, patience, progress, protection)
         return upload.send(blocks, dict(metadata or {}), expected_bytes)
