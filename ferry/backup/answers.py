@@ -24,6 +24,7 @@ class Question(Protocol):
     """A cheap read whose answer time is measured."""
 
     label: str
+    collection: str
     node_url: str
 
     def ask(self) -> Answer:
@@ -48,7 +49,7 @@ class ShardQuestion:
     def __init__(self, node: Node, collection: str, shard_id: ShardId | None, limits: AnswerLimits) -> None:
         self.node_url = node.url
         self.label = f"{collection}{'' if shard_id is None else f' shard {shard_id}'} on {node.label}"
-        self._node, self._collection = node, collection
+        self._node, self.collection = node, collection
         self._shards: list[ShardId] | None = None if shard_id is None else [shard_id]
         slowest_ms = max(limits.pause_above_ms or 0.0, limits.stop_above_ms or 0.0)
         self._timeout_seconds = max(_SILENT_AFTER_SECONDS, 2 * slowest_ms / 1000)
@@ -84,7 +85,7 @@ class ShardQuestion:
         self._request("POST", "/points/scroll", body)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        folder = path_of("collections", self._collection)
+        folder = path_of("collections", self.collection)
         return self._node.request(method, folder + path, json=body, timeout=self._timeout_seconds)
 
     def least_interval_seconds(self) -> float | None:

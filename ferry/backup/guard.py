@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from ferry.backup import calm
 from ferry.backup.answers import Question, ShardQuestion
@@ -28,6 +29,8 @@ _STEP_SECONDS = 1.0  # between two looks at whether the run was cancelled
 _REFUSED_PAUSE_SECONDS = 30.0
 # By node, when its last snapshot was done with; of this process only, since a rest is a courtesy and no promise.
 _ended: dict[str, float] = {}
+# By run, the first limit that it met: what else it has under way in this process heeds it, too.
+_stopped: dict[str, "Stop"] = {}
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,28 @@ class Clock:
     now: Callable[[], datetime] = now
 
 
+class Stop(NamedTuple):
+    """A limit that a run met; ``at_once`` also ends downloads, else nothing new is begun."""
+
+    message: str
+    at_once: bool
+
+
 @contextmanager
 def guarded(
-    node: Node, collection: str, policy: PolicyProfile, progress: Progress, shard_id: ShardId | None = None
+    node: Node,
+    collection: str,
+    policy: PolicyProfile,
+    progress: Progress,
+    shard_id: ShardId | None = None,
+    run: str | None = None,
 ) -> Iterator["Guard"]:
     """A guard around the making of one snapshot, its download, or both; it measures until this is left.
 
+    Guards of the same ``run`` stop together: what one of them may not do, the others do not begin.
     Raises LimitError at its end when the stop limit was passed while the snapshot was made and nothing was read since.
     """
-    guard = Guard(ShardQuestion(node, collection, shard_id, policy.answers), collection, policy, progress)
+    guard = Guard(ShardQuestion(node, collection, shard_id, policy.answers), policy, progress, run)
     try:
         yield guard
         guard.require_calm()
@@ -61,12 +77,12 @@ class Guard:
     def __init__(
         self,
         question: Question,
-        collection: str,
         policy: PolicyProfile,
         progress: Progress,
+        run: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._question, self._collection, self._policy, self._progress = question, collection, policy, progress
+        self._question, self._policy, self._progress, self._run = question, policy, progress, run
         self._clock = clock or Clock()
         self._times = calm.AnswerTimes(policy.answers)
         self._pause_ms = calm.pause_limit_ms(policy.answers)
@@ -80,8 +96,10 @@ class Guard:
         """Wait until a snapshot may be begun: the node's rest, quiet hours, slow answers.
 
         Raises LimitError when that takes longer than ``longest_wait_minutes`` (at once where quiet hours end later),
-        or when ``stop_above_ms`` is passed for ``stop_after_seconds``; ConfigurationError for quiet hours without end.
+        when ``stop_above_ms`` is passed for ``stop_after_seconds``, or when the run met a limit elsewhere;
+        ConfigurationError for quiet hours without end.
         """
+        self._require_going(at_once=False)
         self._rest()
         deadline = self._clock.monotonic() + self._longest_seconds
         while self._wait_for_hours(deadline) or self._wait_for_answers(deadline):
@@ -111,7 +129,7 @@ class Guard:
         """What was measured and how long the snapshot was held back, where that is worth telling."""
         held = calm.Held(**self._held)
         limited = self._pause_ms is not None
-        return calm.findings(self._question.label, self._collection, self._measured(), held, limited=limited)
+        return calm.findings(self._question.label, self._question.collection, self._measured(), held, limited=limited)
 
     @property
     def worst_ms(self) -> float | None:
@@ -196,6 +214,7 @@ class Guard:
             raise self._too_long(f"{self._question.label}: {what}: {self._current()}.")
         if self._times.silent_seconds(at) >= AWAY_SECONDS:
             msg = f"{self._question.label}: {what}: {self._current()}. The cluster's data is unchanged."
+            self._stop_run(msg, at_once=False)
             raise LimitError(msg, "See the node's log, start it, then run the same backup again: it goes on from here.")
 
     def _measured(self) -> calm.Measured:
@@ -210,11 +229,28 @@ class Guard:
                 f"{calm.answers_text(self._question.label, self._measured())} "
                 "The backup stopped itself; the cluster's data is unchanged, and what is proven stays."
             )
+            self._stop_run(msg, at_once=True)
             raise LimitError(msg)
+        self._require_going(at_once=True)
+
+    def _require_going(self, *, at_once: bool) -> None:
+        """Raise LimitError when another guard of the run met a limit; of those that end downloads, if ``at_once``."""
+        stop = _stopped.get(self._run or "")
+        if stop is not None and (stop.at_once or not at_once):
+            msg = f"{self._question.label}: left out, because the run met a limit of its policy elsewhere."
+            raise LimitError(f"{msg} Qdrant's data is unchanged.", f"See: {stop.message}")
+
+    def _stop_run(self, message: str, *, at_once: bool) -> None:
+        if self._run is not None:
+            log.warning("%s", message)
+            earlier = _stopped.get(self._run)
+            _stopped[self._run] = Stop(message, at_once or (earlier is not None and earlier.at_once))
 
     def _too_long(self, message: str) -> LimitError:
         minutes = self._policy.longest_wait_minutes
-        return LimitError(f"{message} The policy waits {minutes:g} minutes at most. The cluster's data is unchanged.")
+        message += f" The policy waits {minutes:g} minutes at most. The cluster's data is unchanged."
+        self._stop_run(message, at_once=False)
+        return LimitError(message)
 
     def _spend(self, account: str, wait: Callable[[], None]) -> None:
         began = self._clock.monotonic()

@@ -45,6 +45,7 @@ class FakeQuestion:
     """Answers as told, after ``ms`` of the fake clock."""
 
     label = "docs shard 3 on 10.0.0.1:6333"
+    collection = "docs"
     node_url = "http://10.0.0.1:6333"
 
     def __init__(self, clock: FakeClock) -> None:
@@ -65,12 +66,12 @@ class FakeQuestion:
 class Scene:
     """A guard whose thread asks nothing, because the scene asks in its place at each sleep."""
 
-    def __init__(self, policy: PolicyProfile) -> None:
+    def __init__(self, policy: PolicyProfile, run: str | None = None) -> None:
         self.clock = FakeClock()
         self.question = FakeQuestion(self.clock)
         self.cancelled = False
         self.ticks = 0
-        self.guard = Guard(self.question, "docs", policy, self.progress, self.clock.clock())
+        self.guard = Guard(self.question, policy, self.progress, run, self.clock.clock())
 
     def progress(self, done: int) -> None:
         assert done == 0
@@ -89,6 +90,7 @@ class Scene:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest of another test's node, no thread that asks by the real clock, and a cap by the fake one."""
     monkeypatch.setattr(guard, "_ended", {})
+    monkeypatch.setattr(guard, "_stopped", {})
     monkeypatch.setattr(Guard, "_keep_asking", lambda _guard: None)
 
 
@@ -308,7 +310,7 @@ def test_a_node_rests_between_two_of_its_snapshots() -> None:
     on.guard.admit()
     on.guard.close()
     ended = on.clock.seconds
-    again = Guard(on.question, "docs", on.guard._policy, on.progress, on.clock.clock())
+    again = Guard(on.question, on.guard._policy, on.progress, None, on.clock.clock())
     on.clock.seconds += 10
     again.admit()
     again.close()
@@ -449,6 +451,30 @@ def test_a_node_that_is_gone_is_not_waited_for_like_a_slow_one() -> None:
     assert "No answer at all came to" in finding.message
 
 
+def test_what_one_guard_meets_stops_the_others_of_its_run() -> None:
+    """A stop limit ends downloads, too; a wait that is too long only lets nothing be begun. Other runs go on."""
+    policy = PolicyProfile(answers=LIMITS, longest_wait_minutes=1)
+    for ms, at_once in ((1500.0, True), (150.0, False)):
+        first, waiting, reading, other = (Scene(policy, run) for run in (f"{ms}", f"{ms}", f"{ms}", "another run"))
+        blocks = reading.guard.paced(bytes([number]) for number in range(3))
+        assert next(blocks) == b"\0"
+        first.question.ms = ms
+        with pytest.raises(LimitError) as met:
+            first.guard.admit()
+        with pytest.raises(LimitError, match="left out") as raised:
+            waiting.guard.admit()
+        assert waiting.question.asked == 0
+        assert met.value.message in (raised.value.remedy or "")
+        if at_once:
+            with pytest.raises(LimitError, match="left out"):
+                next(blocks)
+        else:
+            assert list(blocks) == [b"\1", b"\2"]
+        other.guard.admit()
+        for each in (reading, other):
+            each.guard.close()
+
+
 def test_what_cannot_be_measured_holds_nothing_back_and_is_told() -> None:
     """A refused question says nothing about slowness; with limits set the operator must know that they did not hold."""
     for limits, told in ((LIMITS, 1), (AnswerLimits(), 0)):
@@ -497,7 +523,7 @@ def test_the_thread_asks_while_the_body_works_and_ends_with_it(monkeypatch: pyte
 
     monkeypatch.setattr(question, "ask", ask)
     policy = PolicyProfile(answers=AnswerLimits(interval_seconds=0.001))
-    watched = Guard(question, "docs", policy, no_progress)
+    watched = Guard(question, policy, no_progress)
     watched.admit()
     assert enough.wait(10)
     watched.close()
