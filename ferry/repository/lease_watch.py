@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 # A cancelled run waits 20 s for its tasks (tasks/policy.py), so they must hear of it well before that.
 LONGEST_LOOK_SECONDS = 5.0
+LIVES = 2.0
 
 
 class LeaseWatch:
@@ -34,11 +35,12 @@ class LeaseWatch:
         self._next = time.monotonic()  # the first call looks at once: the task may have waited for its turn for long
         self._over: FerryError | None = None
         self._token: str | None = None
+        self._seen: tuple[int, float] | None = None  # the renewals, and since when on our clock there were no more
         self._lock = threading.Lock()
 
     def require_held(self) -> None:
-        """Raise StoppedError when the run gave its lease up or called its tasks back, LeaseHeldError when another run
-        has taken it. Nothing of this task's counts then; the run, or the next one, takes it away."""
+        """Raise StoppedError when the run gave its lease up, called its tasks back or died, LeaseHeldError when another
+        run has taken it. Nothing of this task's counts then; the run, or the next one, takes it away."""
         if not self._lock.acquire(blocking=False):
             return  # another thread is looking
         try:
@@ -58,6 +60,7 @@ class LeaseWatch:
             self._over = StoppedError(f"The lease {self._key} of this run is gone; this step stops.", "Run it again.")
         except (FerryError, ValidationError) as error:
             _log.debug("The lease %s could not be looked at: %s", self._key, error)
+            self._seen = None  # its holder may have been unable to renew it for the same reason
         else:
             self._every = min(self._every, record.ttl_seconds / RENEWALS_PER_LIFE)
             self._over = self._judge(record)
@@ -65,14 +68,25 @@ class LeaseWatch:
     def _judge(self, record: LeaseRecord) -> FerryError | None:
         if record.fencing == self._fencing and not record.released:
             self._token = record.token
-            return None
+            return self._dead(record)
         if record.released or record.token == self._token:
             return StoppedError(f"The run that this step belongs to is over ({self._key}); it cleans up after itself.")
         msg = (
-            f"The lease {self._key} has fencing number {record.fencing}; this step's run had {self._fencing}. "
-            f"Its holder now is {record.holder}. This step stops, and nothing of it is committed."
+            f"The run that this step belongs to (fencing number {self._fencing}) is over: {self._key} has number "
+            f"{record.fencing} and is held by {record.holder}. This step stops; nothing of it is committed."
         )
         return LeaseHeldError(msg, "Run it again when that one has ended.")
+
+    def _dead(self, record: LeaseRecord) -> FerryError | None:
+        """A holder that has missed two lives of its lease is taken for dead, even when nobody wants the lease."""
+        at = time.monotonic()
+        if self._seen is None or self._seen[0] != record.renewals:
+            self._seen = (record.renewals, at)
+        silent = at - self._seen[1]
+        if silent <= LIVES * record.ttl_seconds:
+            return None
+        msg = f"{record.holder} has not renewed its lease {self._key} for {silent:.0f} s and is taken for dead."
+        return StoppedError(msg, "Run it again: the next run goes on with it, or takes away what is left.")
 
 
 def call_back_tasks(lease: Lease) -> None:

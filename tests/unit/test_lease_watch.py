@@ -40,7 +40,7 @@ def test_a_run_that_called_its_tasks_back_keeps_the_lease(store: MemoryStore, le
     call_back_tasks(lease)
     with pytest.raises(StoppedError, match="is over"):
         watching.require_held()
-    with pytest.raises(LeaseHeldError, match=f"has fencing number {given + 1}; this step's run had {given}"):
+    with pytest.raises(LeaseHeldError, match=rf"\(fencing number {given}\) is over: .* has number {given + 1}"):
         LeaseWatch(store, KEY, given).require_held()
     lease.confirm()
     assert lease.fencing == given + 1
@@ -73,7 +73,7 @@ def test_a_lease_that_was_taken_over_says_by_whom(store: MemoryStore, lease: Lea
         update={"holder": "run two", "token": "another", "fencing": lease.fencing + 1}
     )
     store.put_document(KEY, taken.to_bytes())
-    with pytest.raises(LeaseHeldError, match="Its holder now is run two"):
+    with pytest.raises(LeaseHeldError, match="is held by run two"):
         watching.require_held()
 
 
@@ -85,6 +85,24 @@ def test_a_store_that_does_not_answer_stops_nothing(store: MemoryStore, lease: L
     store.before = failing(StoreUnavailableError("no answer"), "put")
     call_back_tasks(lease)
     watching.require_held()
+
+
+def test_a_run_that_died_ends_its_tasks(store: MemoryStore, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a renewal for two lives, by the task's own clock; what it could not read counts for nothing."""
+    at = [1000.0]
+    monkeypatch.setattr("ferry.repository.lease_watch.time.monotonic", lambda: at[0])
+    watching = watch(store, lease)
+    watching.require_held()
+    at[0] += 119
+    watching.require_held()
+    store.before = failing(StoreUnavailableError("no answer"), "get")
+    at[0] += 100
+    watching.require_held()
+    store.before = lambda _operation, _key: None
+    watching.require_held()
+    at[0] += 121
+    with pytest.raises(StoppedError, match=r"run one has not renewed its lease .* for 121 s"):
+        watching.require_held()
 
 
 def test_it_reads_seldom(store: MemoryStore, lease: Lease) -> None:
