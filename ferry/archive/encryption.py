@@ -60,7 +60,7 @@ class Encoder:
         self._bytes = 0
 
     def blocks(self) -> Iterator[bytes]:
-        """What goes to the bucket, once; about three of them in memory. Errors of the source pass through.
+        """What goes to the bucket, once; about four of them in memory. Errors of the source pass through.
 
         Encrypting is done in a thread, which ends with the iterator, read to its end or closed before.
         """
