@@ -91,7 +91,7 @@ def derived(key: bytes, salt: bytes, info: bytes) -> bytes:
 
 
 def read_by_the_specification(stored: bytes, identity: str) -> bytes:
-    """What age-encryption.org/v1 says, in other hands than pyrage's: the X25519 stanza, header MAC, chunks of 64 KiB."""
+    """What age-encryption.org/v1 says, in other hands: the X25519 stanza, the MAC of the header, chunks of 64 KiB."""
     head, _, rest = stored.partition(b"\n--- ")
     mac, _, payload = rest.partition(b"\n")
     lines = head.split(b"\n")
