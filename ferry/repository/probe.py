@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FIRST_PART_BYTES = 5 * 1024 * 1024  # the smallest that S3 allows for a part that is not the last
 _ADDRESS_TIMEOUT_SECONDS = 10.0
-_LOCK_TRIAL = timedelta(hours=1)  # longer than clocks may be apart; the trial's one object stays for so long
+_LOCK_TRIAL = timedelta(hours=1)  # longer than clocks may be apart; the trial's objects stay for so long
 _CONDITIONAL = (
     "Two runs could overwrite each other on this store. Use one with conditional puts "
     "(AWS S3, MinIO since 2024, Ceph since Squid, SeaweedFS)."
@@ -57,9 +57,8 @@ class _Failed(Exception):  # noqa: N818 - it never leaves this module
 def probe(store: Store) -> list[ProbeResult]:
     """Try every promise once, in about ten requests and 10 MiB; leaves nothing behind.
 
-    With keys that may not delete it leaves two objects, always the same two. With Object Lock it leaves one that is
-    locked for an hour. A trial that fails is a result and no error. When the bucket cannot even be listed, nothing else
-    is tried.
+    With keys that may not delete it leaves its objects, always the same ones; with Object Lock two that are locked for
+    an hour. A trial that fails is a result and no error. When the bucket cannot even be listed, nothing else is tried.
     """
     folder = uuid4().hex if store.can_delete else "kept"
     trials = _Trials(store, f"{Keys(store.profile.prefix).probe_prefix}{folder}/")
@@ -106,7 +105,7 @@ class _Trials:
         self.folder = folder
         self.document = folder + "document.json"
         self.archive = folder + "archive.bin"
-        self.locked = folder + "locked.bin"
+        self.locked = (folder + "locked.bin", folder + "locked-parts.bin")
         self.profile = store.profile
 
     def in_order(self) -> dict[str, Callable[[], str]]:
@@ -177,7 +176,7 @@ class _Trials:
     def multipart(self) -> str:
         """Two parts become one object that reads back equal."""
         data = os.urandom(_FIRST_PART_BYTES + 1024)
-        self._upload(data, once=False)
+        self._upload(data)
         if b"".join(self.store.read(self.archive, expected_bytes=len(data))) != data:
             raise _Failed("An archive of two parts came back otherwise.", "Do not use this store for backups.")
         return "two parts, read back equal"
@@ -235,20 +234,24 @@ class _Trials:
         return f"{self.profile.sse}, key {found.get('SSEKMSKeyId', 'of the store')}"
 
     def object_lock(self) -> str:
-        """An object can be locked, and the store says that it is."""
+        """Objects in one piece and in parts can be locked, and the store says that they are."""
         data, until = b"locked", now() + _LOCK_TRIAL
-        request: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.locked, "Body": data}
+        lock = self.store.protection(keep=True) | {"ObjectLockRetainUntilDate": until}
+        whole, parted = self.locked
+        request: dict[str, Any] = {"Bucket": self.store.bucket, "Key": whole, "Body": data}
         request["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        request |= self.store.protection(keep=True) | {"ObjectLockRetainUntilDate": until}
         try:
-            with vendor_errors("write a locked object", self.store.where(self.locked)):
-                self.store.client.put_object(**request)
-                found = self.store.client.head_object(Bucket=self.store.bucket, Key=self.locked)
+            with vendor_errors("write a locked object", self.store.where(whole)):
+                self.store.client.put_object(**request, **lock)
+            self._upload(data, key=parted, protection=lock)
         except StoreRefusedError as error:
             raise _Failed(error.message, _LOCK) from None
-        mode, held = found.get("ObjectLockMode"), found.get("ObjectLockRetainUntilDate")
-        if mode != self.profile.lock_mode or held is None or abs((held - until).total_seconds()) > 1:
-            raise _Failed(f"The store says of a locked object: mode {mode}, until {held}.", _LOCK)
+        for key, how in ((whole, "one piece"), (parted, "parts")):
+            with vendor_errors("look at", self.store.where(key)):
+                found = self.store.client.head_object(Bucket=self.store.bucket, Key=key)
+            mode, held = found.get("ObjectLockMode"), found.get("ObjectLockRetainUntilDate")
+            if mode != self.profile.lock_mode or held is None or abs((held - until).total_seconds()) > 1:
+                raise _Failed(f"Of an object that was locked, in {how}, the store says: mode {mode}, {held}.", _LOCK)
         return f"{mode}, {self.profile.lock_days} days for archives and manifests"
 
     def clear(self) -> str:
@@ -256,7 +259,11 @@ class _Trials:
         self.store.abort_uploads(self.folder)
         if not self.store.can_delete:
             return f"not tried, can_delete is false; the objects under {self.store.where(self.folder)} stay"
-        self.store.delete([self.document, self.archive, self.locked])
+        try:
+            self.store.delete([self.document, self.archive, *self.locked])
+        except StoreRefusedError as error:
+            remedy = "Grant s3:DeleteObject, or set can_delete = false when these keys are not to delete."
+            raise _Failed(error.message, f"{remedy} See docs/stores.md.") from None
         if left := [found.key for found in self.store.list(self.folder)]:
             msg = f"{len(left)} objects are still there after they were deleted."
             raise _Failed(
@@ -271,16 +278,20 @@ class _Trials:
             return f"{what} is obeyed"
         raise _Failed(f"The store ignores {what}.", _CONDITIONAL)
 
-    def _upload(self, data: bytes, *, once: bool) -> None:
+    def _upload(
+        self, data: bytes, *, once: bool = False, key: str | None = None, protection: dict[str, Any] | None = None
+    ) -> None:
         """By hand, because a part of a profile may be larger than what a trial should move."""
-        where: dict[str, Any] = {"Bucket": self.store.bucket, "Key": self.archive}
+        where: dict[str, Any] = {"Bucket": self.store.bucket, "Key": key or self.archive}
+        protection = protection or self.store.protection(keep=False)
         client = self.store.client
-        with vendor_errors("write", self.store.where(self.archive)):
-            upload_id = client.create_multipart_upload(**where, **self.store.protection(keep=False))["UploadId"]
+        with vendor_errors("write", self.store.where(where["Key"])):
+            upload_id = client.create_multipart_upload(**where, **protection)["UploadId"]
             parts: list[CompletedPartTypeDef] = []
             for number, start in enumerate(range(0, len(data), _FIRST_PART_BYTES), 1):
                 part = data[start : start + _FIRST_PART_BYTES]
-                done = client.upload_part(**where, UploadId=upload_id, PartNumber=number, Body=part)
+                md5 = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
+                done = client.upload_part(**where, UploadId=upload_id, PartNumber=number, Body=part, ContentMD5=md5)
                 parts.append({"PartNumber": number, "ETag": done["ETag"]})
             where |= {"IfNoneMatch": "*"} if once else {}
             client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": parts})

@@ -11,6 +11,7 @@ from ferry.connections import forget_connections
 from sandbox.moto_s3 import MotoServer
 from sandbox.qdrant import NodePlace, QdrantCluster
 from sandbox.s3 import S3Server
+from tests.integration.keyed_s3 import KeyedS3
 from tests.workshop import toml
 
 API_KEY = "integration-api-key"
@@ -34,6 +35,13 @@ def s3(shared_s3: S3Server) -> S3Server:
 def moto() -> Iterator[MotoServer]:
     """The second S3 implementation, with STS and KMS."""
     with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def keyed() -> Iterator[KeyedS3]:
+    """A server with limited keys, a role, and a bucket with Object Lock; tests may start it anew."""
+    with KeyedS3() as server:
         yield server
 
 
