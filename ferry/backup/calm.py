@@ -235,6 +235,8 @@ def findings(label: str, collection: str, measured: Measured, held: Held, *, lim
 def answers_text(label: str, measured: Measured) -> str:
     """The answer times in a sentence."""
     before = "" if measured.before_ms is None else f" in {measured.before_ms:.0f} ms before,"
+    if not measured.during:
+        return f"{label} was answered{before} and its snapshot was not begun."
     if measured.median_ms is None or measured.worst_ms is None:
         return f"{label} was answered{before} not once while its snapshot was {measured.during}."
     times = f"in {measured.median_ms:.0f} ms (median) and {measured.worst_ms:.0f} ms (worst)"

@@ -205,7 +205,7 @@ class Guard:
         at = self._clock.monotonic()
         if silent := self._times.silent_seconds(at):
             return f"no answer has come for {silent:.0f} s"
-        return f"answers take {self._times.current_ms(at):.0f} ms, and the policy allows {self._pause_ms:.0f} ms"
+        return f"answers take {self._times.current_ms(at):.0f} ms, and the policy allows {self._pause_ms:g} ms"
 
     def _require_time(self, deadline: float, what: str) -> None:
         """Raise LimitError when waiting has taken too long, or the node is not slow but gone."""
@@ -218,16 +218,16 @@ class Guard:
             raise LimitError(msg, "See the node's log, start it, then run the same backup again: it goes on from here.")
 
     def _measured(self) -> calm.Measured:
-        return self._times.measured(" and ".join(dict.fromkeys(self._done)) or "not begun")
+        return self._times.measured(" and ".join(dict.fromkeys(self._done)))
 
     def _require_below_stop(self) -> None:
         at, limits = self._clock.monotonic(), self._policy.answers
         if self._times.stopped(at):
             msg = (
-                f"{self._question.label}: answers took more than {limits.stop_above_ms:.0f} ms for "
-                f"{self._times.above_seconds(at):.0f} s; the policy allows {limits.stop_after_seconds:.0f} s. "
-                f"{calm.answers_text(self._question.label, self._measured())} "
-                "The backup stopped itself; the cluster's data is unchanged, and what is proven stays."
+                f"{self._question.label}: answers took more than {limits.stop_above_ms:g} ms for "
+                f"{self._times.above_seconds(at):.1f} s; the policy allows {limits.stop_after_seconds:g} s. "
+                + (f"{calm.answers_text(self._question.label, self._measured())} " if self._done else "")
+                + "The backup stopped itself; the cluster's data is unchanged, and what is proven stays."
             )
             self._stop_run(msg, at_once=True)
             raise LimitError(msg)

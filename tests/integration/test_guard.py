@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import httpx
 import numpy as np
@@ -16,15 +17,18 @@ import pytest
 
 from ferry.backup.answers import ShardQuestion
 from ferry.backup.guard import Guard, guarded
-from ferry.errors import LimitError
-from ferry.models import ShardId, no_progress
+from ferry.connections import forget_connections
+from ferry.errors import FerryError, LimitError
+from ferry.models import ShardId, no_progress, now
 from ferry.profiles import AnswerLimits, ClusterProfile, PolicyProfile
 from ferry.qdrant import snapshots
 from ferry.qdrant.node import Node
 from sandbox.fault_proxy import FaultProxy
 from sandbox.qdrant import NodePlace, QdrantCluster, QdrantNode
+from tests.integration.crossings import SERVERS, back_up
+from tests.workshop import Workshop
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
+pytestmark = [*SERVERS, pytest.mark.timeout(120)]
 
 API_KEY = "guard-api-key-that-is-long-enough-to-sign"
 LARGE, EMPTY = "large", "empty"
@@ -81,7 +85,7 @@ def policy(limits: AnswerLimits, **settings: float) -> PolicyProfile:
     return PolicyProfile.model_validate({"answers": limits, **settings})
 
 
-def back_up(node: Node, guard: Guard) -> str:
+def one_archive(node: Node, guard: Guard) -> str:
     """What a backup does of it: make, read, delete; the sha256 of what was read, which is what Qdrant said."""
     guard.admit()
     made = snapshots.create_snapshot(node, LARGE, SHARD)
@@ -118,7 +122,7 @@ def test_a_download_pauses_while_answers_are_slow_and_goes_on(
         guarded(asked, LARGE, rules, no_progress, SHARD) as guard,
         ThreadPoolExecutor(1) as pool,
     ):
-        running = pool.submit(back_up, node, guard)
+        running = pool.submit(one_archive, node, guard)
         until(lambda: data.bytes_moved["to_client"] > 5_000_000 or running.done())
         answers.stall()
         time.sleep(1.0)  # the limit, and what the kernel's buffers still take
@@ -132,7 +136,34 @@ def test_a_download_pauses_while_answers_are_slow_and_goes_on(
     assert finding.severity == "warning"
     assert "The backup was paused for " in finding.message
     assert LARGE in finding.message
+    asked = {line.rpartition(" ")[0] for line in answers.requests}
+    assert asked == {f"GET /collections/{LARGE}", f"POST /collections/{LARGE}/shards/0/points/scroll"}  # writes nothing
     assert nothing_runs()
+
+
+def test_a_backup_obeys_its_policy(workshop: Workshop) -> None:
+    """Quiet hours and a limit that every answer passes end it before anything is made; without them it succeeds."""
+    with http(workshop.clusters["source"].urls[0]) as client:
+        for name in ("one", "two"):
+            settings = {"vectors": {"size": 4, "distance": "Dot"}, "shard_number": 3}
+            client.put(f"/collections/{name}", json=settings).raise_for_status()
+    hours = f"{now() - timedelta(minutes=5):%H:%M}-{now() + timedelta(hours=3):%H:%M}"
+    workshop.config.write_text(
+        workshop.config.read_text()
+        + f'[policies.quiet]\nquiet_hours = ["{hours}"]\n'
+        + "[policies.strict]\nanswers = {stop_above_ms = 0.001, stop_after_seconds = 0.5, interval_seconds = 0.1}\n"
+        + "[policies.slow]\nnode_mb_per_second = 10\npause_seconds = 0.1\nnodes_at_a_time = 1\n"
+    )
+    forget_connections()
+    for policy, says in (("quiet", "because of quiet hours"), ("strict", r"the policy allows 0\.5 s")):
+        began = time.monotonic()
+        with pytest.raises(FerryError, match=says):
+            back_up(workshop, policy=policy)
+        assert time.monotonic() - began < 30
+        assert workshop.leftovers() == []
+        assert workshop.objects("backups/") == []
+    assert len(back_up(workshop, policy="slow").collections) == 2
+    assert workshop.leftovers() == []
 
 
 def test_a_run_stops_when_answers_stay_slow(real: QdrantNode, answers: FaultProxy, data: FaultProxy) -> None:
@@ -144,10 +175,10 @@ def test_a_run_stops_when_answers_stay_slow(real: QdrantNode, answers: FaultProx
         guarded(asked, LARGE, policy(limits, node_mb_per_second=10), no_progress, SHARD) as guard,
         ThreadPoolExecutor(1) as pool,
     ):
-        running = pool.submit(back_up, node, guard)
+        running = pool.submit(one_archive, node, guard)
         until(lambda: data.bytes_moved["to_client"] > 5_000_000 or running.done())
         answers.stall()
-        with pytest.raises(LimitError, match=r"more than 300 ms for \d+ s; the policy allows 1 s") as raised:
+        with pytest.raises(LimitError, match=r"more than 300 ms for \d+\.\d s; the policy allows 1 s") as raised:
             running.result(timeout=20)
         answers.clear()
         assert data.bytes_moved["to_client"] < POINTS * DIMENSIONS * 4
