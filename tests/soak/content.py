@@ -41,6 +41,7 @@ SHAPES = {
     "large": Shape(points=2900, size=1024, shards=1),
     "few": Shape(points=5, size=4, shards=1),
 }
+SMALL = {"docs": Shape(points=120, size=8, shards=2), "few": Shape(points=5, size=4, shards=1, replicas=1)}
 
 
 def point_hash(point_id: int, payload: dict[str, Any], vector: np.ndarray) -> int:
@@ -86,7 +87,10 @@ class Content:
 
     def change(self) -> str:
         """Write to and delete from one collection, acknowledged; what was done."""
-        name = self._dice.choice([name for name in self.shapes if name != "large"] * 3 + ["large"])
+        weights = [
+            1 if shape.size > 100 else 3 for shape in self.shapes.values()
+        ]  # loading large vectors takes a while
+        [name] = self._dice.choices(list(self.shapes), weights)
         known = sorted(self.states[name][-1])
         gone = self._dice.sample(known, k=min(len(known) // 4, self._dice.randint(0, 20)))
         written = self._dice.sample(known, k=min(len(known), self._dice.randint(1, 30)))

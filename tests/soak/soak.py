@@ -17,7 +17,25 @@ from tests.soak.truth import Bucket, Truth
 from tests.workshop import Workshop
 
 LEASE_SECONDS = 2.0
-BACKUP = ("backup", "source", "--repository", "main")
+# The policy of every backup keeps four, that of the prunes two; `spent` leaves nothing for a next run.
+POLICIES = """
+[policies.soak.retention]
+keep_last = 4
+minimum_proven = 1
+grace_hours = 0
+[policies.tight.retention]
+keep_last = 2
+minimum_proven = 1
+grace_hours = 0
+[policies.spent]
+resume_hours = 0
+[policies.spent.retention]
+grace_hours = 0
+"""
+KEPT = 2
+BACKUP = ("backup", "source", "--repository", "main", "--policy", "soak")
+PRUNE = ("prune", "--cluster", "source", "--repository", "main", "--policy", "tight", "--apply")
+GC = ("gc", "--cluster", "source", "--repository", "main", "--policy", "spent", "--apply", "--all")
 
 
 class Soak(ExitStack):
@@ -47,6 +65,8 @@ class Soak(ExitStack):
             clusters={"source": {"nodes": [wire.url for wire in self.nodes]}},
             repository={"endpoint_url": self.store.url, "lease_seconds": LEASE_SECONDS, "part_bytes": 5 << 20},
         )
+        with self.shop.config.open("a") as file:
+            file.write(POLICIES)
         self.commands = self.enter_context(Commands(self.shop.folder))
         return self
 
@@ -79,14 +99,25 @@ class Soak(ExitStack):
 
     def undisturbed(self) -> Run:
         """A backup that nobody hinders; it must succeed."""
-        run = self.commands.start(*BACKUP)
+        return self.obeyed(*BACKUP)
+
+    def obeyed(self, *arguments: str, shift_seconds: float = 0) -> Run:
+        """A command that must succeed."""
+        run = self.commands.start(*arguments, shift_seconds=shift_seconds)
         assert run.wait() == "exit 0", str(run)
         return run
 
     def go_on(self, until_kills: int, between: Callable[[], None] = lambda: None) -> None:
         """Episode after episode until so many kills."""
         while self.killed < until_kills:
-            weights = {self.killed_backup: 60, self.frozen: 8, self.finished: 6, self.two_at_once: 6, self.node_lost: 5}
+            weights = {
+                self.killed_backup: 60,
+                self.killed_prune: 12,
+                self.frozen: 8,
+                self.finished: 6,
+                self.two_at_once: 8,
+                self.node_lost: 5,
+            }
             if not self.own_nodes:
                 del weights[self.node_lost]
             [episode] = self.dice.choices(list(weights), list(weights.values()))
@@ -99,21 +130,28 @@ class Soak(ExitStack):
     def look(self, anew: bool = False) -> Bucket:
         """What must hold at any time."""
         bucket = self.truth.look()
-        self.truth.require_kept(bucket)
+        self.truth.require_kept(bucket, KEPT)
         self.truth.require_readable(bucket, anew)
         return bucket
 
     def finish(self, verified: int = 1000) -> None:
         """One undisturbed run; then nothing is left, everything reads back, and the source is as it was written.
 
-        Ferry's own verify is asked about the newest ``verified`` backups, too.
+        That run may go on with archives from before the last change, so one more is compared with the source. Ferry's
+        own verify is asked about the newest ``verified`` backups, too.
         """
         self.undisturbed()
-        bucket = self.require_clean(anew=verified > 1)
+        self.require_clean(anew=verified > 1)
+        self.undisturbed()
+        bucket = self.require_clean()
+        self.truth.require_latest(bucket)
         self.content.require_unharmed()
         for backup_id in bucket.complete()[:verified]:
-            run = self.commands.start("verify", "source", backup_id, "--repository", "main")
-            assert run.wait() == "exit 0", str(run)
+            self.obeyed("verify", "source", backup_id, "--repository", "main")
+        self.obeyed(*GC)
+        swept = self.look()
+        assert not swept.fences
+        assert set(swept.archives()) == set(swept.named())
         self.say(
             f"{self.killed} kills: {dict(self.kills)}; ends {dict(self.ends)}; {len(bucket.complete())} backups, "
             f"{len(bucket.archives())} archives read back"
@@ -124,7 +162,6 @@ class Soak(ExitStack):
         bucket = self.look(anew)
         left = self.truth.left_behind(bucket)
         assert left == [], "\n".join(left)
-        self.truth.require_latest(bucket)
         return bucket
 
     def killed_backup(self) -> str:
@@ -155,13 +192,27 @@ class Soak(ExitStack):
         return f"frozen at {snare.sprung}; the two ended with {self._noted(*ends)}"
 
     def two_at_once(self) -> str:
-        """Two runs together; one of them is killed."""
-        runs = [self.commands.start(*BACKUP) for _ in range(2)]
+        """Two backups, or a backup and a prune, together; one of them is killed."""
+        runs = [self.commands.start(*BACKUP), self.commands.start(*self.dice.choice((BACKUP, PRUNE)))]
         victim, other = self.dice.sample(runs, 2)
         victim.within(self.dice.uniform(0, self.seconds + LEASE_SECONDS))
         self._note_kill("one of two", victim.kill())
-        other.wait()
-        return f"the other ended with {self._noted(other.wait())}"
+        return f"{victim.arguments[0]} was killed; {other.arguments[0]} ended with {self._noted(other.wait())}"
+
+    def killed_prune(self) -> str:
+        """A prune killed at a random moment; it keeps less than the backups do, so there is something to delete."""
+        wait = "" if self.dice.random() < 0.3 else f"; {self._backup_first()}"
+        if self.dice.random() < 0.3:
+            run = self.commands.start(*PRUNE)
+            run.within(self.dice.uniform(0.2, LEASE_SECONDS + 1.5))
+            self._note_kill("prune by time", run.kill())
+            return f"by time{wait}; {self._noted(str(run.ended))}"
+        run, how = self._killed_at_change(PRUNE, self.dice.randint(1, 40))
+        return f"{how}{wait}; {self._noted(str(run.ended))}"
+
+    def _backup_first(self) -> str:
+        self.undisturbed()
+        return "after an undisturbed backup"
 
     def node_lost(self) -> str:
         """A node is killed and comes back while a backup is at work."""
@@ -184,19 +235,20 @@ class Soak(ExitStack):
             self._note_kill("by time", run.kill())
             how = f"after {moment:.2f} s"
         else:
-            run, how = self._killed_at_change()
+            run, how = self._killed_at_change(BACKUP, self.dice.randint(1, self.changes))
         assert run.ended in ("exit 0", f"signal {int(signal.SIGKILL)}"), f"{how}: {run}"
         self._noted(str(run.ended))
         return how
 
-    def _killed_at_change(self) -> tuple[Run, str]:
-        nth, dropped = self.dice.randint(1, self.changes), self.dice.random() < 0.5
+    def _killed_at_change(self, arguments: tuple[str, ...], nth: int) -> tuple[Run, str]:
+        dropped = self.dice.random() < 0.5
         snare = Snare(nth, lambda: run.send(signal.SIGKILL), dropped)
-        run = self.commands.start(*BACKUP)
+        run = self.commands.start(*arguments)
         self._arm(snare)
         run.wait()
         self._arm(None)
-        self._note_kill("at a request, dropped" if dropped else "at a request", run.ended != "exit 0")
+        what = "" if arguments is BACKUP else "prune "
+        self._note_kill(f"{what}at a request{', dropped' if dropped else ''}", run.ended != "exit 0")
         return run, f"at change {nth} ({'dropped' if dropped else 'passed'}): {snare.sprung}"
 
     def _arm(self, listener: Callable[[str], bool] | None) -> None:

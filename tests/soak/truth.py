@@ -93,20 +93,31 @@ class Truth:
         """Multipart uploads that were begun and neither completed nor aborted."""
         return list(self._client.list_multipart_uploads(Bucket="ferry", Prefix=self._prefix).get("Uploads", []))
 
+    def readers(self) -> list[str]:
+        """Marks of those who read a backup."""
+        found = self._client.list_objects_v2(Bucket="ferry", Prefix=self._prefix + "readers/").get("Contents", [])
+        return [entry["Key"] for entry in found]
+
     def parts(self, upload: Any) -> list[Any]:
         """The parts of one of them that the store has."""
         found = self._client.list_parts(Bucket="ferry", Key=upload["Key"], UploadId=upload["UploadId"])
         return list(found.get("Parts", []))
 
-    def require_kept(self, bucket: Bucket, prunable: frozenset[str] = frozenset()) -> None:
-        """Whatever was committed is as it was; only what lies in a backup of ``prunable`` may be gone."""
+    def require_kept(self, bucket: Bucket, newest: int) -> None:
+        """Whatever was committed is as it was; nothing is gone of the newest so many complete backups that ever were.
+
+        Nor of a run that did not end: it is younger than what a prune leaves alone.
+        """
         committed = bucket.committed()
+        ever = {key.split("/")[2] for key in (*self.known, *committed) if key.endswith("/backup.json")}
+        prunable = set(sorted(ever)[:-newest])
         for key, etag in list(self.known.items()):
             if committed.get(key) == etag:
                 continue
             assert key not in committed, f"{key} was committed and is another document now"
             backup_id = key.split("/")[2]
-            assert backup_id in prunable, f"{key} was committed and is lost: {bucket.fences.get(key, 'nothing there')}"
+            why = f"{key} was committed and is lost: {bucket.fences.get(key, 'nothing there')}"
+            assert backup_id in prunable | self.pruned, why
             self.pruned.add(backup_id)
             del self.known[key]
         self.known.update(committed)
@@ -141,7 +152,9 @@ class Truth:
             for key in bucket.archives()
             if key not in named and not any(key.startswith(folder + "/") for folder in condemned)
         ]
-        found += [f"journal {key}" for key in bucket.objects if key.startswith(("runs/", "readers/", "probe/"))]
+        found += [
+            f"journal {key}" for key in bucket.objects if key.startswith(("runs/", "readers/", "probe/", "prunes/"))
+        ]
         found += [
             f"lease {key}"
             for key in bucket.objects
@@ -152,9 +165,9 @@ class Truth:
         found += [f"spool {path.name}" for path in (spool.iterdir() if spool.exists() else [])]
         return found + [f"snapshot {path}" for path in node_snapshots(self.content.cluster)]
 
-    def require_latest(self, bucket: Bucket) -> None:
-        """The newest backup holds, shard by shard, what the source holds now."""
-        newest = bucket.complete()[0]
+    def require_latest(self, bucket: Bucket, backup_id: str | None = None) -> None:
+        """That backup, or the newest, holds, shard by shard, what the source holds now."""
+        newest = backup_id or bucket.complete()[0]
         manifests = {m["collection"]: m for m in bucket.manifests.values() if m["backup_id"] == newest}
         assert set(manifests) == set(self.content.shapes)
         for name, manifest in manifests.items():
