@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 # Lower case, because a variable cannot tell FERRY_CLUSTERS__PROD from FERRY_CLUSTERS__prod.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -11,6 +12,18 @@ MIB = 1024 * 1024
 
 ProfileName = Annotated[str, Field(pattern=NAME_PATTERN)]
 QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError; a folder gives an OSError
+        msg = f"{name} is no time zone that this machine knows, such as Europe/Berlin (Python's tzdata has them all)"
+        raise ValueError(msg) from error
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")]
 
 
@@ -255,7 +268,7 @@ class PolicyProfile(Profile):
     quiet_hours: list[QuietHours] = Field(
         default_factory=list, description="Times (08:00-18:00) in which no snapshot is begun; the backup waits."
     )
-    timezone: str = Field(default="UTC", description="Whose clock quiet_hours mean, such as Europe/Berlin.")
+    timezone: TimeZone = Field(default="UTC", description="Whose clock quiet_hours mean, such as Europe/Berlin.")
     longest_wait_minutes: float = Field(
         default=120.0, ge=0, description="Waiting for quiet_hours or answer times to pass ends after this."
     )

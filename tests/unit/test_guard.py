@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ferry.backup import calm, guard
 from ferry.backup.answers import Answer
@@ -169,6 +170,8 @@ def test_an_unknown_time_zone_is_named(zone: str) -> None:
     """It comes from the settings, so the setting is to be corrected."""
     with pytest.raises(ConfigurationError, match="time zone"):
         calm.wait_until(SATURDAY, ["08:00-18:00"], zone)
+    with pytest.raises(ValidationError, match="is no time zone"):
+        PolicyProfile(timezone=zone)
 
 
 @given(st.floats(0, 1000), st.floats(0, 1000), st.floats(1, 1000))
