@@ -10,7 +10,16 @@ from time import perf_counter
 
 from rich.console import Console
 
-from benchmarks import bench_backup, bench_encryption, bench_flow, bench_memory, bench_proof, bench_restore, bench_stall
+from benchmarks import (
+    bench_backup,
+    bench_encryption,
+    bench_flow,
+    bench_many,
+    bench_memory,
+    bench_proof,
+    bench_restore,
+    bench_stall,
+)
 from benchmarks.figures import Figure
 from benchmarks.machine import Machine
 from benchmarks.numbers import page, table
@@ -29,6 +38,7 @@ AREAS: dict[str, Callable[[Stage, Sizes], list[Figure]]] = {
     "stall": lambda stage, sizes: bench_stall.measure(
         stage, sizes.stall_points, sizes.rounds, sizes.stall_rest_seconds
     ),
+    "many": lambda stage, sizes: bench_many.measure(stage, *sizes.many),
     "orchestration": lambda stage, sizes: bench_flow.measure(stage, sizes.flow_points, sizes.rounds),
 }
 

@@ -2,15 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 import pytest
 
 from ferry.backup.plan import BackupPlan, BackupRequest
 from ferry.backup.recheck import Recheck, recheck
-from ferry.backup.run import prepare
+from ferry.backup.run import prepare, run_backup
 from ferry.connections import Connections
+from ferry.errors import FerryError
+from ferry.lanes import Job
+from ferry.models import Progress, no_progress
 from ferry.qdrant.view import read_collection_view
-from tests.integration.crossings import SERVERS, new_id
+from ferry.repository.manifest import BackupRecord
+from tests.integration.crossings import HOLDER, SERVERS, new_id, proven_everywhere, restore
 from tests.integration.samples import Api, Sample, few
 from tests.workshop import Workshop
 
@@ -134,6 +140,69 @@ def test_moved_and_copied_replicas_still_count(workshop: Workshop, api: Api) -> 
         ("info", "copied"),
         ("info", "moved"),
     ]
+
+
+class InMidRun:
+    """Calls something once, when the first step whose label begins like this is about to be done."""
+
+    def __init__(self, **acts: Callable[[], None]) -> None:
+        self._acts = {label.replace("_", " ", 1): act for label, act in acts.items()}
+        self._one_at_a_time = Lock()
+
+    @contextmanager
+    def __call__(self, label: str, _total: int | None) -> Iterator[Progress]:
+        with self._one_at_a_time:
+            for start in [start for start in self._acts if label.startswith(start)]:
+                self._acts.pop(start)()
+        yield no_progress
+
+
+def run(connections: Connections, plan: BackupPlan, tell: InMidRun) -> BackupRecord:
+    return run_backup(connections, plan, HOLDER, Job(tell, retry_delays_seconds=(0.5,)))
+
+
+def test_the_backup_of_the_rest_counts_when_collections_are_dropped_and_made(workshop: Workshop, api: Api) -> None:
+    """One goes before its snapshot is made, one while it is proven: no failure, no manifest, and nothing is left."""
+    for name in ("early", "late", "rest"):
+        api.make(name, few(name))
+    connections = workshop.connect()
+
+    def first() -> None:
+        drop(api, "early")
+        api.make("new", few("new"))
+
+    record = run(connections, planned(connections), InMidRun(create=first, prove_late=lambda: drop(api, "late")))
+    assert [entry.collection for entry in record.collections] == ["rest"]
+    assert {finding.subject for finding in record.findings if "was dropped" in finding.message} == {"early", "late"}
+    assert any("Created while the backup ran" in finding.message for finding in record.findings)
+    assert workshop.leftovers() == []
+    assert proven_everywhere(restore(workshop, record, "rest"))
+    again = run(connections, planned(connections), InMidRun())
+    assert [entry.collection for entry in again.collections] == ["new", "rest"]
+
+
+def test_what_changed_in_mid_run_fails_alone(workshop: Workshop, api: Api) -> None:
+    """Its archives do not count and the error says why; the manifests of the others are written, and the next run is
+    whole."""
+    for name in ("again", "indexed", "rest"):
+        api.make(name, few(name))
+    connections = workshop.connect()
+    plan = planned(connections)
+
+    def late() -> None:
+        make_again(api, "again")
+        index(api, "indexed")
+
+    with pytest.raises(FerryError) as caught:
+        run(connections, plan, InMidRun(prove_rest=late))
+    assert "again changed while the backup ran: it was dropped and made again" in str(caught.value)
+    assert "indexed changed while the backup ran: payload index n.type" in str(caught.value)
+    manifests = [key for key in workshop.objects("backups/") if key.endswith(("manifest.json", "backup.json"))]
+    assert manifests == [f"backups/source/{plan.backup_id}/rest/manifest.json"]
+    record = run(connections, planned(connections), InMidRun())
+    assert [entry.collection for entry in record.collections] == ["again", "indexed", "rest"]
+    assert workshop.leftovers() == []
+    assert proven_everywhere(restore(workshop, record, "again"))
 
 
 def replicas(connections: Connections, name: str) -> set[int]:
