@@ -7,10 +7,12 @@ streams, signed addresses). s3fs: listings and the reading of small documents. N
 import base64
 import hashlib
 import logging
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
@@ -94,14 +96,25 @@ class ObjectStore(Protocol):
         """Delete objects in that order."""
 
 
+def _require_certificate(file: Path) -> None:
+    """Before any client is made: boto3 would say only "OSError", and try again."""
+    if not file.is_file():
+        msg = f"ca_file names {file}, which is no file."
+        raise ConfigurationError(msg)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except OSError as error:
+        msg = f"ca_file names {file}, which holds no certificate that can be read: {error}"
+        raise ConfigurationError(msg) from None
+
+
 class Store:
     """One bucket as a repository profile describes it. Safe to share between threads."""
 
     def __init__(self, profile: RepositoryProfile) -> None:
-        """Nothing is asked of the store yet. Raises ConfigurationError when ``ca_file`` is no file."""
-        if profile.ca_file is not None and not profile.ca_file.is_file():  # boto3 would say only "OSError"
-            msg = f"ca_file names {profile.ca_file}, which is no file."
-            raise ConfigurationError(msg)
+        """Nothing is asked of the store yet. Raises ConfigurationError when ``ca_file`` holds no certificate."""
+        if profile.ca_file is not None:
+            _require_certificate(profile.ca_file)
         self.profile = profile
         self.bucket = profile.bucket
 
