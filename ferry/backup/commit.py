@@ -114,7 +114,8 @@ def commit_collection(connections: Connections, run: BackupRun, manifest: Collec
     key = connections.keys.manifest(manifest.cluster, manifest.backup_id, manifest.collection)
     try:
         connections.catalog.write_manifest(manifest, run.claims.get(key))
-    except ConflictError:  # an earlier attempt of this step was obeyed, at another moment
+    except ConflictError:  # an earlier attempt of this step was obeyed, at another moment; or another run was
+        run.lease.confirm()
         held = connections.catalog.find_manifest(manifest.cluster, manifest.backup_id, manifest.collection)
         if held is None or held.archives != manifest.archives:
             raise
@@ -169,6 +170,7 @@ def commit_backup(connections: Connections, run: BackupRun, entries: list[Collec
     try:
         connections.catalog.write_backup(record, run.claims.get(connections.keys.backup(plan.cluster, plan.backup_id)))
     except ConflictError as refused:  # as above
+        run.lease.confirm()
         try:
             held = connections.catalog.read_backup(plan.cluster, plan.backup_id)
         except BackupNotFoundError:  # a fence

@@ -40,11 +40,11 @@ def test_the_second_backup_says_who_holds_the_cluster(scene: Scene, runs: Runs) 
 
 @pytest.mark.parametrize(
     ("at", "when"),
-    [("ferry.backup.steps:_move_snapshot", "before"), ("ferry.repository.lease:Lease.confirm", "after")],
+    [("ferry.backup.steps:_uploaded", "before"), ("ferry.repository.lease:Lease.confirm", "after")],
     ids=["before its upload", "before its manifest"],
 )
 def test_a_holder_that_was_frozen_commits_nothing(scene: Scene, runs: Runs, at: str, when: str) -> None:
-    """A run that slept past its lease is no longer alone: it ends with an error, and the next leaves nothing of it."""
+    """A run that slept past its lease is no longer alone: it ends with an error, and the next goes on with its work."""
     nth = 2 if at.endswith("confirm") else 1  # the first one is of the tidying at the start
     pid = runs.start(BACK_UP, SOURCE, at=at, when=when, nth=nth, signal=int(signal.SIGSTOP))
     assert runs.wait(pid) == f"stopped {int(signal.SIGSTOP)}"

@@ -114,11 +114,14 @@ def test_every_payload_index_finds_the_same_points(crossing: Crossing, where: st
 
 @pytest.mark.parametrize("name", ["dense", "named", "payload", "strict", "quantized"])
 def test_exact_searches_find_the_same_points_with_the_same_scores(crossing: Crossing, name: str) -> None:
-    """An exact search in every vector gives the same ids and the very same scores."""
+    """An exact search in every vector gives the same ids and scores; Qdrant adds idf up in an order of its own."""
     for using, query in crossing.samples[name].queries.items():
         found = crossing.source.nearest(name, using, query)
         assert found, using
-        assert crossing.target.nearest(crossing.other(name), using, query) == found, using
+        again = crossing.target.nearest(crossing.other(name), using, query)
+        assert {point: score for score, point in again} == pytest.approx({point: score for score, point in found}), (
+            using
+        )
 
 
 def test_the_record_has_what_was_asked_for_and_the_aliases(crossing: Crossing) -> None:
