@@ -25,10 +25,6 @@ def piped(work: Callable[["Pump", "Pump"], None], blocks: Iterable[bytes]) -> It
         pump.stop()
 
 
-class _Stopped(Exception):  # noqa: N818 - it ends the thread and is seen by nobody
-    pass
-
-
 class Pump:
     """A function in a thread of its own that is fed and emptied from outside, one block at a time.
 
@@ -42,7 +38,7 @@ class Pump:
         self._block: bytes | None = None
         self._made: list[bytes] = []
         self._current = io.BytesIO()
-        self._hungry = self._all_given = self._told_to_stop = self._done = False
+        self._hungry = self._all_given = self._done = False
         self._error: BaseException | None = None
         # A daemon: an iterator that nobody closes must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, args=(work,), name="ferry-pipe", daemon=True)
@@ -74,9 +70,9 @@ class Pump:
         return b"".join(made)
 
     def stop(self) -> None:
-        """End the thread and wait for that."""
+        """End the thread and wait for that: for the function it looks like the end of the blocks."""
         with self._changed:
-            self._told_to_stop = True
+            self._all_given = True
             self._changed.notify_all()
         self._thread.join()
 
@@ -86,9 +82,7 @@ class Pump:
             with self._changed:
                 self._hungry = self._block is None
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._block is not None or self._all_given or self._told_to_stop)
-                if self._told_to_stop:
-                    raise _Stopped
+                self._changed.wait_for(lambda: self._block is not None or self._all_given)
                 if self._block is None:
                     return b""
                 self._current, self._block = io.BytesIO(self._block), None

@@ -64,6 +64,12 @@ def test_what_was_encrypted_comes_back(size: int) -> None:
     assert threads() == []
 
 
+def test_a_large_archive_is_no_larger_than_said() -> None:
+    """Every chunk of 64 KiB has a tag of 16 bytes, which no header makes up for."""
+    gib = 1 << 30
+    assert 0 <= stored_bytes_at_most(KEYS, gib) - gib - 16 * (gib // 65_536) <= 2048
+
+
 def test_without_keys_the_blocks_pass_untouched() -> None:
     """No copy, no hash, no thread: the very same objects."""
     blocks = list(cut(DATA))
