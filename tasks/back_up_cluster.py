@@ -13,6 +13,7 @@ from ferry import report
 from ferry.backup import commit, measure, steps, tidy
 from ferry.backup.plan import BackupPlan, BackupRequest
 from ferry.backup.plan import plan_backup as plan
+from ferry.backup.resume import foreseen
 from ferry.backup.work import (
     ARCHIVES_SHOWN,
     BackupRun,
@@ -61,7 +62,7 @@ def plan_backup(request: BackupRequest, layout: ClusterLayout) -> BackupPlan:
     connections = _connections(request)
     measured = measure.measure(connections, layout)
     planned = plan(request, layout, measured)
-    planned = measure.require_source(connections, planned)
+    planned = foreseen(connections, measure.require_source(connections, planned))
     show_table(("plan", request.cluster), report.backup_plan_rows(planned), report.backup_plan_text(planned))
     return planned
 

@@ -25,7 +25,7 @@ from ferry.backup.work import (
 )
 from ferry.connections import Connections
 from ferry.errors import ArchiveDamagedError, BackupNotFoundError, ConfigurationError, FerryError
-from ferry.models import BackupId, now
+from ferry.models import BackupId, Finding, now
 from ferry.qdrant import snapshots
 from ferry.repository import fence
 from ferry.repository.journal import Entry, unsettled
@@ -50,6 +50,20 @@ def begin(connections: Connections, planned: BackupPlan, lease: Lease) -> Backup
             return run
     connections.journal(planned.backup_id).note("run", REQUEST, {"wish": wish_of(connections, planned)})
     return BackupRun(lease, planned)
+
+
+def foreseen(connections: Connections, planned: BackupPlan) -> BackupPlan:
+    """The plan with a finding when it will probably go on with a run that died; changes nothing."""
+    found = _candidates(connections, planned, entries_by_run(connections))
+    if not found or found[0] == planned.backup_id:
+        return planned
+    finding = Finding(
+        severity="info",
+        subject="resume",
+        message=f"Run {found[0]} asked for the same and did not end: this one goes on with it, under its id.",
+        remedy="To begin anew right before a risky change, run the backup with fresh.",
+    )
+    return planned.model_copy(update={"findings": (*planned.findings, finding)})
 
 
 def entries_by_run(connections: Connections) -> dict[BackupId, list[Entry]]:

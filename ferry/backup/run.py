@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 from ferry.backup import commit, measure, steps
 from ferry.backup.plan import BackupPlan, BackupRequest, plan_backup
+from ferry.backup.resume import foreseen
 from ferry.backup.tidy import begun
 from ferry.backup.work import BackupRun, ProvenArchive, StoredArchive, Work, lanes_at_a_time
 from ferry.connections import Connections
@@ -47,7 +48,7 @@ def prepare(connections: Connections, request: BackupRequest) -> BackupPlan:
     """Ask every node, choose a replica for each shard, and refuse what would not work; changes nothing."""
     layout = connections.cluster.read_layout(request.include, request.exclude)
     planned = plan_backup(request, layout, measure.measure(connections, layout))
-    return measure.require_source(connections, planned)
+    return foreseen(connections, measure.require_source(connections, planned))
 
 
 def run_backup(connections: Connections, planned: BackupPlan, holder: str, job: Job) -> BackupRecord:
