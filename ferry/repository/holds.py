@@ -1,5 +1,6 @@
 """Holds: an operator's word that a backup stays, whatever the retention says, until the operator takes it back."""
 
+import logging
 from datetime import datetime
 
 import orjson
@@ -12,6 +13,8 @@ from ferry.repository.catalog import LATEST, Catalog
 from ferry.repository.deletions import find_deletion
 from ferry.repository.layout import Keys, is_backup_id
 from ferry.repository.store import ObjectStore
+
+_log = logging.getLogger(__name__)
 
 
 class Hold(Value):
@@ -56,6 +59,7 @@ def put_hold(store: ObjectStore, keys: Keys, cluster: str, backup: str, by: str,
         )
         remedy = f"The hold stays and keeps what is left. Look at it: python -m ferry show {cluster} {backup_id}"
         raise ConflictError(msg, remedy)
+    _log.info("backup %s of %s is held by %s", backup_id, cluster, hold.words)
     return hold
 
 
@@ -73,6 +77,7 @@ def release_hold(store: ObjectStore, keys: Keys, cluster: str, backup_id: str) -
         msg = f"There is no hold on backup {backup_id} of {cluster}."
         raise BackupNotFoundError(msg, f"See what is held: python -m ferry prune --cluster {cluster}")
     store.delete([key])
+    _log.info("backup %s of %s is released; it was held by %s", backup_id, cluster, hold.words)
     return hold
 
 

@@ -289,6 +289,7 @@ def test_the_flow_shows_first_and_deletes_when_told(
     """Dry run by default, with a table of every backup and its reason."""
     from prefect.client.orchestration import get_client
 
+    from flows.hold_backup import hold_backup
     from flows.prune_backups import prune_backups
     from flows.verify_backup import verify_backup
 
@@ -297,6 +298,10 @@ def test_the_flow_shows_first_and_deletes_when_told(
     before = shop.objects()
     assert prune_backups(**wishes) == [old.backup_id]
     assert shop.objects() == before
+    named = {"repository": "main", "cluster": "source", "by": "ann", "reason": "audit", "backup": old.backup_id}
+    assert hold_backup(**named) == old.backup_id
+    assert prune_backups(**wishes, dry_run=False) == []
+    assert hold_backup(**named, release=True) == old.backup_id
     assert prune_backups(**wishes, dry_run=False) == [old.backup_id]
     assert verify_backup(repository="main", cluster="source") == new.backup_id
     assert shop.objects("readers/") == []
