@@ -115,10 +115,10 @@ def _try_repository(profile: RepositoryProfile, trials: Trials) -> None:
         else:
             trials.failed(result.name, result.detail, result.remedy)
     if results[0].ok:
-        trials.attempt("trials on record", partial(_recorded, store))
+        trials.attempt("trials on record", partial(recorded, store))
 
 
-def _recorded(store: Store) -> str:
+def recorded(store: Store) -> str:
     """What the last backup has noted of the bucket; doctor itself writes nothing that stays."""
     held = passed(read_conformance(store, Keys(store.profile.prefix)), store.profile)
     if held is None:

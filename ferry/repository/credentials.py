@@ -19,6 +19,7 @@ from botocore.credentials import (
     CredentialResolver,
     Credentials,
     DeferredRefreshableCredentials,
+    RefreshableCredentials,
 )
 from botocore.exceptions import NoCredentialsError
 
@@ -113,7 +114,9 @@ class _SharedCredentials(AioCredentials):  # type: ignore[misc] # aiobotocore ha
         self._shared = shared
 
     async def get_frozen_credentials(self) -> Any:
-        return await asyncio.to_thread(self._shared.get_frozen_credentials)
+        if isinstance(self._shared, RefreshableCredentials):
+            return await asyncio.to_thread(self._shared.get_frozen_credentials)
+        return self._shared.get_frozen_credentials()
 
 
 def boto_session(profile: RepositoryProfile, credentials: Credentials | None) -> botocore.session.Session:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ferry.cli.trials import recorded
 from ferry.errors import StoreRefusedError
 from ferry.models import now
 from ferry.profiles import RepositoryProfile
@@ -96,6 +97,16 @@ def test_after_a_month_it_is_tried_again_and_old_results_go(tries: list[Any], mo
         ensure_conforming(store, KEYS)
         assert len(read_conformance(store, KEYS).tried) == 1
     assert len(tries) == 5
+
+
+def test_doctor_shows_what_is_noted(tries: list[Any]) -> None:
+    """Of just the settings that it looks at."""
+    store = Bucket()
+    assert "none with these settings" in recorded(store)
+    ensure_conforming(store, KEYS)
+    assert f"1 passed on {now():%Y-%m-%d}" in recorded(store)
+    assert "none with these settings" in recorded(store.seen_by(sse="AES256"))
+    assert len(tries) == 1
 
 
 def test_a_note_that_is_not_understood_is_written_anew(tries: list[Any]) -> None:
