@@ -50,12 +50,16 @@ def real() -> Iterator[QdrantNode]:
         for name, size in ((LARGE, DIMENSIONS), (EMPTY, 4)):
             settings = {"vectors": {"size": size, "distance": "Dot"}, "shard_number": 1}
             client.put(f"/collections/{name}", json=settings).raise_for_status()
-        rows = np.random.default_rng(7).integers(-9, 10, size=(POINTS, DIMENSIONS), dtype=np.int8)
-        for start in range(0, POINTS, 1000):
-            batch = [{"id": n, "vector": rows[n]} for n in range(start, start + 1000)]
-            body = orjson.dumps({"points": batch}, option=orjson.OPT_SERIALIZE_NUMPY)
-            client.put(f"/collections/{LARGE}/points?wait=true", content=body).raise_for_status()
+        fill(client, POINTS)
         yield cluster.nodes[0]
+
+
+def fill(client: httpx.Client, points: int) -> None:
+    rows = np.random.default_rng(7).integers(-9, 10, size=(points, DIMENSIONS), dtype=np.int8)
+    for start in range(0, points, 1000):
+        batch = [{"id": n, "vector": rows[n]} for n in range(start, start + 1000)]
+        body = orjson.dumps({"points": batch}, option=orjson.OPT_SERIALIZE_NUMPY)
+        client.put(f"/collections/{LARGE}/points?wait=true", content=body).raise_for_status()
 
 
 def http(url: str) -> httpx.Client:
@@ -164,6 +168,37 @@ def test_a_backup_obeys_its_policy(workshop: Workshop) -> None:
         assert workshop.objects("backups/") == []
     assert len(back_up(workshop, policy="slow").collections) == 2
     assert workshop.leftovers() == []
+
+
+def test_a_backup_that_stops_itself_in_mid_download_cleans_up(workshop: Workshop) -> None:
+    """The whole run, on a node that stands still while its snapshot is read: nothing is left, and the next succeeds."""
+    source = workshop.clusters["source"]
+    with http(source.urls[0]) as client:
+        settings = {"vectors": {"size": DIMENSIONS, "distance": "Dot"}, "shard_number": 1}
+        client.put(f"/collections/{LARGE}", json=settings).raise_for_status()
+        fill(client, 5000)
+    layout = workshop.connect().cluster.read_layout([LARGE])
+    holder = layout.node(layout.collections[0].shards[0].replicas[0].peer_id).url
+    with FaultProxy(("127.0.0.1", int(holder.rpartition(":")[2]))) as proxy:
+        urls = [proxy.url if url == holder else url for url in source.urls]
+        workshop.configure(clusters={"source": {"nodes": urls}})
+        limits = "{stop_above_ms = 300, stop_after_seconds = 1, interval_seconds = 0.1}"
+        policies = f"[policies.calm]\nnode_mb_per_second = 5\nanswers = {limits}\n"
+        workshop.config.write_text(workshop.config.read_text() + policies)
+        forget_connections()
+        going_on = threading.Timer(2.5, proxy.clear)
+
+        def stand_still() -> None:
+            proxy.stall()
+            going_on.start()
+
+        proxy.after(6_000_000, stand_still)
+        with pytest.raises(LimitError, match=r"more than 300 ms.*while its snapshot was read"):
+            back_up(workshop, policy="calm")
+        going_on.join()
+        assert workshop.leftovers() == []
+        assert workshop.objects("backups/") == []
+        assert back_up(workshop).collections
 
 
 def test_a_run_stops_when_answers_stay_slow(real: QdrantNode, answers: FaultProxy, data: FaultProxy) -> None:
