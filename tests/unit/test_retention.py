@@ -140,8 +140,13 @@ def test_each_collection_has_its_minimum() -> None:
 
 def test_a_collection_is_not_forgotten_because_nothing_was_backed_up() -> None:
     """Only a newer complete backup without it shows that it was dropped."""
-    backups = [backup(500 * DAY, "docs", "old")]
-    assert plan_retention(backups, policy(keep_last=1, forget_dropped_days=1), NOW).deletes == ()
+    backups = [
+        backup(500 * DAY),
+        backup(400 * DAY, "old", complete=False),
+        backup(300 * DAY, complete=False),
+    ]
+    plan = plan_retention(backups, policy(keep_daily=1, forget_dropped_days=1), NOW)
+    assert reasons(plan, backups[1]) == ("newest proven of old",)
 
 
 def test_archives_that_were_never_opened_only_fill_the_minimum_up() -> None:
