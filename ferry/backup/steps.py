@@ -213,9 +213,9 @@ def _continued(connections: Connections, work: Work, made: MadeSnapshot, progres
 
 def _guarded(connections: Connections, work: Work, progress: Progress) -> AbstractContextManager[Guard]:
     archive, policy = work.archive, load_settings().policy(work.policy)
-    return guarded(
-        connections.cluster.node(archive.node.peer_id), archive.collection, policy, progress, archive.shard_id
-    )
+    node = connections.cluster.node(archive.node.peer_id)
+    run = f"{work.backup_id}/{work.fencing}"  # a resumed run has the same id, and does not inherit a stop
+    return guarded(node, archive.collection, policy, progress, archive.shard_id, run=run)
 
 
 def _read(node: Node, work: Work, made: MadeSnapshot, start: int = 0) -> Iterator[bytes]:
