@@ -8,6 +8,8 @@ from pathlib import Path
 import boto3
 import pyrage
 import pytest
+from botocore.credentials import Credentials
+from botocore.session import Session
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
@@ -22,7 +24,8 @@ from ferry.errors import (
     StoreUnavailableError,
     WrongKeyError,
 )
-from ferry.profiles import Encryption
+from ferry.profiles import Encryption, RepositoryProfile
+from ferry.repository.credentials import boto_session
 from ferry.repository.kms import find_identity
 from ferry.repository.manifest import ArchiveRecord, BackupRecord
 from ferry.restore import preflight
@@ -111,7 +114,7 @@ def test_a_wrong_key_is_said_before_anything_is_made(workshop: Workshop, source:
     for identity in (STRANGER, None):
         configure(workshop, PUBLIC, SECOND_PUBLIC, identity=identity)
         with pytest.raises(WrongKeyError, match=PUBLIC) as caught:
-            restore(workshop, record, "few")
+            preflight.prepare(workshop.connect("target"), restore_request(record, "few"))
         assert "AGE-SECRET-KEY" not in str(caught.value)
         with pytest.raises(WrongKeyError, match=PUBLIC):
             verify(workshop, record, "few")
@@ -132,7 +135,7 @@ def test_plain_and_encrypted_backups_live_in_one_repository(workshop: Workshop, 
     for record, path in ((plain, "url"), (sealed, "upload")):
         restored = restore(workshop, record, "few")
         assert proven_everywhere(restored)
-        assert {replica.path for replica in restored.recovered} == {path}
+        assert {(replica.path, replica.findings) for replica in restored.recovered} == {(path, ())}
 
 
 def test_damage_is_found_and_is_not_called_a_wrong_key(workshop: Workshop, source: Api, target: Api) -> None:
@@ -280,6 +283,28 @@ def test_doctor_tries_the_keys(workshop: Workshop, monkeypatch: pytest.MonkeyPat
         configure(workshop, PUBLIC, identity=identity)
         [trial] = [t for t in trials.try_everything(load_settings(), None, "main") if t.test == "encryption keys"]
         assert (trial.ok, said in trial.detail) == (ok, True)
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_kms_gets_the_keys_of_the_bucket_only_where_that_is_aws_s(
+    workshop: Workshop, kms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys of another store are for nobody else's eyes, and AWS would not know them."""
+    shown: list[str | None] = []
+
+    def noting(profile: RepositoryProfile, credentials: Credentials | None) -> Session:
+        shown.append(credentials.access_key if credentials else None)
+        return boto_session(profile, credentials)
+
+    monkeypatch.setattr("ferry.repository.kms.boto_session", noting)
+    for endpoint_url, keys in ((workshop.s3.endpoint_url, "kms-only"), (None, workshop.s3.access_key)):
+        sealed = sealed_by(kms, str(IDENTITY))
+        configure(workshop, PUBLIC, identity_kms_ciphertext=sealed, kms_endpoint_url=kms)
+        profile = workshop.connect().profile.model_copy(update={"endpoint_url": endpoint_url})
+        for _ in range(2):
+            assert find_identity(profile) == SecretStr(str(IDENTITY))
+        assert shown.pop() == keys
+        assert shown == []  # asked once
 
 
 def test_an_identity_from_the_settings_needs_no_kms(workshop: Workshop) -> None:
