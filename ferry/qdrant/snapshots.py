@@ -14,6 +14,7 @@ from ferry.errors import NodeUnreachableError, SnapshotError
 from ferry.models import ShardId, Value
 from ferry.qdrant.http import NotFoundError, ReplyLostError, path_of
 from ferry.qdrant.node import Node
+from ferry.qdrant.view import require_active
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ def create_snapshot(node: Node, collection: str, shard_id: ShardId | None) -> Sn
     """Make one snapshot, and never a second one when the reply is lost on the way.
 
     The node works on when the connection breaks, so a lost reply is awaited by looking for the one new name. Raises
-    SnapshotError when the node was restarted, two new names appear, or ``snapshot_timeout_seconds`` have passed.
+    SnapshotError when the node was restarted, two new names appear, ``snapshot_timeout_seconds`` have passed, or a
+    replica was not Active just before or after (then the snapshot is deleted again).
     """
+    require_active(node, collection, shard_id)
     deadline = time.monotonic() + node.profile.snapshot_timeout_seconds
     known = {snapshot.name for snapshot in list_snapshots(node, collection, shard_id)}
     started = process_id(node)
@@ -63,7 +66,13 @@ def create_snapshot(node: Node, collection: str, shard_id: ShardId | None) -> Sn
         made = _await_snapshot(node, collection, shard_id, known=known, started=started, deadline=deadline)
     else:
         made = _snapshot(reply)
-    return with_whole_checksum(node, collection, shard_id, made)
+    made = with_whole_checksum(node, collection, shard_id, made)
+    try:
+        require_active(node, collection, shard_id)
+    except SnapshotError:
+        delete_snapshot(node, collection, shard_id, made.name)
+        raise
+    return made
 
 
 def delete_snapshot(node: Node, collection: str, shard_id: ShardId | None, name: str) -> None:

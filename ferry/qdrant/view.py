@@ -73,16 +73,16 @@ def read_collection_views(node: Node, names: Sequence[str]) -> dict[str, Collect
         return dict(zip(names, pool.map(lambda name: read_collection_view(node, name), names), strict=True))
 
 
-def require_active(node: Node, name: str, shard_ids: Iterable[ShardId]) -> None:
-    """Raise SnapshotError unless this node's own replicas of these shards are Active, or Listeners, at this moment.
+def require_active(node: Node, name: str, shard_id: ShardId | None) -> None:
+    """Raise SnapshotError unless this node's own replica of the shard (None: each it has) is Active, or a Listener.
 
-    Qdrant makes a snapshot of a replica in any state (1.16 to 1.19): one that is being filled again after it was Dead
-    gives an archive that opens and lacks points. So this is asked before and after a snapshot is made.
+    Qdrant makes a snapshot of a replica in any state (1.16 to 1.19): of one that is being filled, after a move or after
+    it was Dead, the archive opens and lacks points (tests/integration/test_changing_collections.py).
     """
     local = {ShardId(shard["shard_id"]): shard["state"] for shard in node.collection_cluster(name)["local_shards"]}
-    for shard_id in shard_ids:
-        if (state := local.get(shard_id, "no longer here")) not in ("Active", "Listener"):
-            msg = f"Shard {shard_id} of {name} on {node.label} is {state}: a snapshot of it may lack points."
+    for number in local if shard_id is None else [shard_id]:
+        if (state := local.get(number, "not here any more")) not in ("Active", "Listener"):
+            msg = f"Shard {number} of {name} on {node.label} is {state}: a snapshot of it would lack points."
             raise SnapshotError(msg, "Wait until its replicas are Active, or repair them, then run the backup again.")
 
 

@@ -80,6 +80,8 @@ def respond(request: httpx.Request) -> httpx.Response:
         result = []
     if path == "/telemetry":
         result = {"id": "p", "collections": {"snapshots": []}, "app": {}}
+    if path.endswith("/cluster"):
+        result = {"local_shards": [{"shard_id": S, "state": "Active"}]}
     if path == "/cluster":
         result = {"status": "disabled"}
     return httpx.Response(200, json=result if path == "/" else {"result": result, "status": "ok"})

@@ -11,14 +11,15 @@ from ferry.backup.plan import BackupPlan, BackupRequest
 from ferry.backup.recheck import Recheck, recheck
 from ferry.backup.run import prepare, run_backup
 from ferry.connections import Connections
-from ferry.errors import FerryError
+from ferry.errors import FerryError, SnapshotError
 from ferry.lanes import Job
-from ferry.models import Progress, no_progress
+from ferry.models import Progress, ShardId, no_progress
+from ferry.qdrant import snapshots
 from ferry.qdrant.view import read_collection_view
 from ferry.repository.manifest import BackupRecord
 from tests.integration.crossings import HOLDER, SERVERS, new_id, proven_everywhere, restore
 from tests.integration.samples import Api, Sample, few
-from tests.workshop import Workshop
+from tests.workshop import Workshop, node_snapshots
 
 pytestmark = SERVERS
 KEYED = {"vectors": {"size": 4, "distance": "Dot"}, "sharding_method": "custom"}
@@ -203,6 +204,28 @@ def test_what_changed_in_mid_run_fails_alone(workshop: Workshop, api: Api) -> No
     assert [entry.collection for entry in record.collections] == ["again", "indexed", "rest"]
     assert workshop.leftovers() == []
     assert proven_everywhere(restore(workshop, record, "again"))
+
+
+def test_a_replica_that_is_being_filled_is_not_read(workshop: Workshop, api: Api) -> None:
+    """Qdrant would make its snapshot, whole by every checksum and without most points; Ferry refuses it."""
+    api.call("PUT", "/collections/filling", few("filling").body)
+    for start in range(0, 40_000, 10_000):
+        points = [{"id": n, "vector": [n, 1, 2, 3]} for n in range(start, start + 10_000)]
+        api.call("PUT", "/collections/filling/points?wait=true", {"points": points})
+    connections = workshop.connect()
+    layout = connections.cluster.read_layout(["filling"])
+    (source,) = replicas(connections, "filling")
+    target = next(node.peer_id for node in layout.nodes if node.peer_id != source)
+    copy = {"shard_id": 0, "from_peer_id": source, "to_peer_id": target, "method": "stream_records"}
+    api.call("POST", "/collections/filling/cluster", {"replicate_shard": copy})
+    node = connections.cluster.node(target)
+    wait_for(lambda: bool(node.collection_cluster("filling")["local_shards"]))
+    with pytest.raises(SnapshotError, match=r"Shard 0 of filling on .* is (Partial|Initializing): a snapshot"):
+        snapshots.create_snapshot(node, "filling", ShardId(0))
+    assert node_snapshots(workshop.clusters["source"]) == []
+    connections.cluster.wait_until_active("filling", {ShardId(0): {target}}, 60)
+    made = snapshots.create_snapshot(node, "filling", ShardId(0))
+    snapshots.delete_snapshot(node, "filling", ShardId(0), made.name)
 
 
 def replicas(connections: Connections, name: str) -> set[int]:

@@ -181,9 +181,7 @@ def test_a_snapshot_is_made_fetched_and_deleted(cluster: Cluster, kind: str) -> 
     shard_id = shard.shard_id if kind == "shard" else None
     made = snapshots.create_snapshot(node, DOCS, shard_id)
     assert [found.name for found in snapshots.list_snapshots(node, DOCS, shard_id)] == [made.name]
-    blocks = list(
-        snapshots.download_snapshot(node, DOCS, shard_id, made.name, expected_bytes=made.size)
-    )
+    blocks = list(snapshots.download_snapshot(node, DOCS, shard_id, made.name, expected_bytes=made.size))
     assert {len(block) for block in blocks[:-1]} <= {snapshots.MIB}
     assert hashlib.sha256(b"".join(blocks)).hexdigest() == made.checksum
     for _ in range(2):
@@ -268,9 +266,7 @@ def test_a_download_survives_broken_connections(cluster: Cluster) -> None:
 
         proxy.after(60_000, cut_and_cut_again)
         digest = hashlib.sha256()
-        for block in snapshots.download_snapshot(
-            node, DOCS, shard.shard_id, made.name, expected_bytes=made.size, part_bytes=4096
-        ):
+        for block in snapshots.download_snapshot(node, DOCS, shard.shard_id, made.name, expected_bytes=made.size):
             digest.update(block)
     snapshots.delete_snapshot(real, DOCS, shard.shard_id, made.name)
     assert len(cuts) == 3

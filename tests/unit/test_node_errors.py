@@ -365,6 +365,9 @@ def test_an_upload_of_the_wrong_length_fails_and_a_reader_error_passes(server: S
         snapshots.upload_shard(node, "docs", ShardId(0), blocks(), 4, None)
 
 
+HEALTHY = {"local_shards": [{"shard_id": 0, "state": "Active"}]}
+
+
 def snapshot_server(names: list[list[str]], start: list[str]) -> Reply:
     """A node that loses the reply of every POST; each later GET shows the next list of names, the last for ever."""
     lists, starts = list(names), list(start)
@@ -375,6 +378,8 @@ def snapshot_server(names: list[list[str]], start: list[str]) -> Reply:
         elif request.path.startswith("/telemetry"):
             process = starts.pop(0) if len(starts) > 1 else starts[0]
             answer(200, json.dumps({"result": {"id": process, "collections": {"snapshots": []}}}))(request)
+        elif request.path.endswith("/cluster"):
+            answer(200, json.dumps({"result": HEALTHY}))(request)
         else:
             shown = lists.pop(0) if len(lists) > 1 else lists[0]
             answer(200, json.dumps({"result": [{"name": name, "size": 1} for name in shown]}))(request)
@@ -427,7 +432,10 @@ def test_a_checksum_is_awaited_until_all_of_it_is_written(
 
     def reply(request: BaseHTTPRequestHandler) -> None:
         made: dict[str, object] = {"name": "new", "size": 1, "checksum": None}
-        if request.command == "POST" or len(server.seen) > 3:
+        if request.path.endswith("/cluster"):
+            answer(200, json.dumps({"result": HEALTHY}))(request)
+            return
+        if request.command == "POST" or posts(server):
             made["checksum"] = checksums.pop(0) if len(checksums) > 1 else checksums[0]
         listed = request.command == "GET" and not request.path.startswith("/telemetry")
         answer(200, json.dumps({"result": [made] if listed else made | {"id": "p"}}))(request)
@@ -435,6 +443,31 @@ def test_a_checksum_is_awaited_until_all_of_it_is_written(
     server.reply = reply
     assert snapshots.create_snapshot(node, "docs", ShardId(0)).checksum == taken
     assert posts(server) == 1
+
+
+@pytest.mark.parametrize("states", [["Partial"], ["Active", "Dead"], [None]])
+def test_a_replica_that_is_not_active_gives_no_snapshot(
+    server: Server, node: Node, naps: list[float], states: list[str | None]
+) -> None:
+    """Before, nothing is made; after, what was made is deleted; a replica that is gone is neither."""
+    left = list(states)
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        if request.path.endswith("/cluster"):
+            state = left.pop(0) if len(left) > 1 else left[0]
+            local = [{"shard_id": 0, "state": state}] if state else []
+            answer(200, json.dumps({"result": {"local_shards": local}}))(request)
+        elif request.command == "GET" and not request.path.startswith("/telemetry"):
+            answer(200, json.dumps({"result": []}))(request)
+        else:
+            made = {"id": "p", "name": "new", "size": 1, "checksum": "a" * 64}
+            answer(200, json.dumps({"result": made}))(request)
+
+    server.reply = reply
+    with pytest.raises(SnapshotError, match="would lack points"):
+        snapshots.create_snapshot(node, "docs", ShardId(0))
+    deleted = [line for line, _ in server.seen if line.startswith("DELETE")]
+    assert (posts(server), len(deleted)) == ((1, 1) if len(states) > 1 else (0, 0))
 
 
 def test_a_private_authority_is_read_from_its_file(tmp_path: Path) -> None:
