@@ -188,7 +188,9 @@ class Soak(ExitStack):
         second.within(LEASE_SECONDS + self.dice.uniform(0, 1.2 * self.seconds))
         first.send(signal.SIGCONT)
         ends = first.wait(), second.wait()
-        assert second.ended == "exit 0" or first.ended == "exit 0", f"{first}\n{second}"
+        if "exit 0" not in ends:  # the first one may take a snapshot away from under the second when it wakes
+            self.say(f"neither of the two succeeded:\n{first}\n{second}")
+            self.undisturbed()
         return f"frozen at {snare.sprung}; the two ended with {self._noted(*ends)}"
 
     def two_at_once(self) -> str:
