@@ -11,7 +11,7 @@ from typing import Literal
 import orjson
 from pydantic import Field, ValidationError
 
-from ferry.errors import BackupNotFoundError
+from ferry.errors import BackupNotFoundError, StoreUnavailableError
 from ferry.models import Value, now
 from ferry.profiles import RepositoryProfile
 from ferry.repository.layout import Keys
@@ -45,12 +45,20 @@ class Conformance(Value):
 def ensure_conforming(store: Store, keys: Keys) -> Tried:
     """See to it that the bucket has passed its trials with these settings within the last 30 days.
 
-    Raises StoreRefusedError when it fails one, and StoreUnavailableError when it was busy or away meanwhile.
+    Raises StoreRefusedError when it fails one. When it is busy or away meanwhile that says nothing: an older result
+    then counts until the next time, and without one StoreUnavailableError is raised.
     """
     known = read_conformance(store, keys)
     if (held := passed(known, store.profile)) is not None:
         return held
-    fresh = Tried(at=now(), settings=settings_that_matter(store.profile), results=tuple(require_conforming(store)))
+    try:
+        results = require_conforming(store)
+    except StoreUnavailableError as error:
+        if (older := known.tried.get(_fingerprint(store.profile))) is None:
+            raise
+        _log.warning("The trials of %s count for now: %s", f"{older.at:%Y-%m-%d}", error.message)
+        return older
+    fresh = Tried(at=now(), settings=settings_that_matter(store.profile), results=tuple(results))
     kept = {mark: tried for mark, tried in known.tried.items() if _recent(tried)}
     document = Conformance(tried=kept | {_fingerprint(store.profile): fresh})
     # Two that do so at a time may lose one of both results: then there is one more trial.

@@ -183,6 +183,8 @@ class _Trials:
 
     def refuse_second_archive(self) -> str:
         """If-None-Match must hold at the end of a multipart upload too."""
+        if self.store.head(self.archive) is None:
+            raise _Failed("Not tried, because there is no first one.", "See what multipart says.")
         return self._refused(
             lambda: self._upload(b"second", once=True), "If-None-Match at the end of a multipart upload"
         )

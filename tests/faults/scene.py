@@ -18,6 +18,7 @@ from ferry.connections import Connections, connect, forget_connections
 from ferry.errors import BackupNotFoundError
 from ferry.lanes import Job
 from ferry.models import now
+from ferry.repository.conformance import ensure_conforming
 from ferry.repository.layout import new_backup_id
 from ferry.restore.plan import RestoreRequest
 from ferry.restore.run import run_restore
@@ -156,8 +157,10 @@ class Scene:
         ).plan.target
 
     def mark_repository(self) -> None:
-        """As the first backup does after it has tried the bucket out with uploads of its own."""
-        self.connections().catalog.ensure_repository()
+        """As the first backup under the settings of now does: it tries the bucket out with uploads of its own."""
+        connections = self.connections()
+        ensure_conforming(connections.store, connections.keys)
+        connections.catalog.ensure_repository()
 
     def complete(self) -> list[str]:
         """Ids of the backups that are listed as complete."""

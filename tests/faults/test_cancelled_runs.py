@@ -25,9 +25,9 @@ def slow(scene: Scene) -> Iterator[FaultProxy]:
     """S3 behind a proxy that can be slowed; on the source a collection that takes several parts."""
     fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
     scene.remember("source", "large")
-    scene.mark_repository()
     with FaultProxy(scene.shop.s3.host_port) as proxy:
         scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
+        scene.mark_repository()
         yield proxy
 
 

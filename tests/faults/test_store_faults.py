@@ -8,6 +8,7 @@ import pytest
 from ferry.backup import steps
 from ferry.backup.plan import BackupRequest
 from ferry.backup.run import prepare, run_backup
+from ferry.backup.work import StoredArchive, Work
 from ferry.errors import (
     ArchiveDamagedError,
     FerryError,
@@ -33,9 +34,9 @@ def store(scene: Scene) -> Iterator[FaultProxy]:
     """S3 behind a proxy; on the source a collection that takes several parts."""
     fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
     scene.remember("source", "large")
-    scene.mark_repository()
     with FaultProxy(scene.shop.s3.host_port) as proxy:
         scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "read_timeout_seconds": 1})
+        scene.mark_repository()
         yield proxy
 
 
@@ -92,8 +93,8 @@ def test_a_store_that_is_gone_for_good_fails_the_run_clearly(scene: Scene, store
 @pytest.mark.parametrize(
     ("profile", "reason"),
     [
-        ({"secret_key": "wrong"}, "the keys are wrong or have no right to do that"),
-        ({"access_key": "nobody"}, "the keys are wrong or have no right to do that"),
+        ({"secret_key": "wrong"}, "the secret key does not go with the access key"),
+        ({"access_key": "nobody"}, "the store does not know this access key"),
         ({"bucket": "missing-bucket"}, "there is no such bucket"),
     ],
     ids=["wrong secret", "unknown key", "missing bucket"],
@@ -137,6 +138,35 @@ def test_a_bit_flipped_on_the_way_back_writes_no_manifest(
         back_up_cluster(**SOURCE)
     assert scene.complete() == []
     assert not [key for key in scene.manifests() if "/large/" in key]
+    scene.require_sound()
+
+
+def test_a_store_that_keeps_one_part_wrongly_is_found_in_the_same_run(
+    scene: Scene, store: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes came and were acknowledged; what lies there is another. The next run makes the archive anew."""
+    proved = steps.prove_upload
+
+    def rotten(connections: Any, work: Work, stored: StoredArchive, *others: Any) -> Any:
+        if work.archive.collection == "large":
+            where = {"Bucket": "ferry", "Key": stored.key}
+            held = scene.shop.bucket.get_object(**where)
+            data = bytearray(held["Body"].read())
+            data[6 << 20] ^= 1  # in the second part
+            written = scene.shop.bucket.put_object(**where, Body=bytes(data), Metadata=held["Metadata"])
+            # A store that rots keeps the ETag, so this must be found without it.
+            stored = stored.model_copy(update={"etag": written["ETag"].strip('"')})
+        return proved(connections, work, stored, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "prove_upload", rotten)
+        with pytest.raises(ArchiveDamagedError, match=r"large/shards/0\.\d+\.snapshot holds .* it must be"):
+            back_up_cluster(**SOURCE)
+    assert store.requests
+    assert scene.complete() == []
+    assert not [key for key in scene.manifests() if "/large/" in key]
+    back_up_cluster(**SOURCE)
+    assert len(scene.complete()) == 1
     scene.require_sound()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ferry.cli.trials import recorded
-from ferry.errors import StoreRefusedError
+from ferry.errors import StoreRefusedError, StoreUnavailableError
 from ferry.models import now
 from ferry.profiles import RepositoryProfile
 from ferry.repository import conformance
@@ -115,6 +115,24 @@ def test_a_note_that_is_not_understood_is_written_anew(tries: list[Any]) -> None
     store.put_document(KEYS.conformance, b'{"format_version": 2}')
     ensure_conforming(store, KEYS)
     ensure_conforming(store, KEYS)
+    assert len(tries) == 1
+
+
+def test_a_store_that_is_busy_when_it_is_tried_again_keeps_its_old_result(
+    tries: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup in a month's time must not fail for a trial that says nothing; without a result it does."""
+
+    def busy(_store: Any) -> list[ProbeResult]:
+        raise StoreUnavailableError("busy")
+
+    store = Bucket()
+    first = ensure_conforming(store, KEYS)
+    monkeypatch.setattr(conformance, "now", lambda: now() + timedelta(days=40))
+    monkeypatch.setattr(conformance, "require_conforming", busy)
+    assert ensure_conforming(store, KEYS) == first
+    with pytest.raises(StoreUnavailableError):
+        ensure_conforming(store.seen_by(sse="AES256"), KEYS)
     assert len(tries) == 1
 
 
