@@ -19,14 +19,11 @@ from ferry.lanes import RETRY_DELAYS_SECONDS, raise_errors
 from ferry.models import Progress
 from ferry.repository.lease_watch import LeaseWatch
 from tasks.artifacts import post
-from tasks.runners import task_runner
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-threads = task_runner  # until no flow says threads() any more
 
 # Below this a transfer is over before anyone looks at its progress; each update is a row and an event.
 PROGRESS_BYTES = 64 * 1024 * 1024

@@ -74,6 +74,8 @@ def test_a_flow_that_fails_stops_its_long_steps(policy: Any) -> None:
     """When the flow ends early, steps in threads end at their next part, and have cleaned up before it is over."""
     from prefect import flow
 
+    from tasks.runners import task_runner
+
     cleaned = []
 
     @policy.step("endless")
@@ -87,7 +89,7 @@ def test_a_flow_that_fails_stops_its_long_steps(policy: Any) -> None:
             cleaned.append(1)
             raise
 
-    @flow(task_runner=policy.task_runner())
+    @flow(task_runner=task_runner())
     def ending() -> None:
         futures = [endless.submit()]
         with policy.stop_with_the_flow(futures):
