@@ -11,7 +11,7 @@ from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer, PrefectWorker
 from tests.faults.conftest import SOURCE
 from tests.faults.scene import Scene, fill, soon
-from tests.faults.test_cancelled_runs import Api, uploading
+from tests.faults.test_cancelled_runs import Api
 
 ROOT = Path(__file__).parents[2]
 # As prefect.yaml gives it to every run of a deployment.
@@ -27,6 +27,11 @@ def slow(scene: Scene) -> Iterator[FaultProxy]:
     with FaultProxy(scene.shop.s3.host_port) as proxy:
         scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
         yield proxy
+
+
+def uploading(scene: Scene) -> bool:
+    """Whether the multipart upload of an archive is under way; that of the bucket's trial is not meant."""
+    return any(found.startswith("upload") and "/backups/" in found for found in scene.shop.leftovers())
 
 
 @pytest.fixture
