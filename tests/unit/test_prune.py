@@ -298,7 +298,7 @@ def test_a_reader_without_the_right_to_write_reads_all_the_same(
     store: ClockedStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And one without the right to delete says in its mark that it has ended."""
-    backup_id = back_up(store, 0)
+    backup_id = one_to_prune(store)
 
     def refuse(refused: str) -> Callable[[str, str], None]:
         def act(operation: str, _key: str) -> None:
@@ -314,8 +314,6 @@ def test_a_reader_without_the_right_to_write_reads_all_the_same(
     with reading(store, KEYS, "test", backup_id, [], "a verify"):
         pass
     store.before = lambda _operation, _key: None
-    for day in (8, 9):
-        back_up(store, day)
     assert [outcome.state for outcome in prune(store).outcomes] == ["deleted"]
 
 
