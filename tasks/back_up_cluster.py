@@ -31,6 +31,7 @@ from ferry.models import ClusterLayout, Progress
 from ferry.prune.run import prune_after_backup
 from ferry.repository.lease_watch import LeaseWatch, call_back_tasks
 from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
+from ferry.repository.store import Store
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
 from tasks.policy import failure, progress, require_going, step, stop_with_the_flow
@@ -98,7 +99,7 @@ def store_bundle(works: list[Work]) -> list[Outcome]:
     """Create, upload and prove many small archives of one node, one after the other; each fails for itself."""
     outcomes: list[Outcome] = []
     for work in works:
-        require_going(f"store {work.label}", _watch(work.cluster, work.repository, work.fencing))
+        require_going(f"store {work.label}", _watch_of(work))
         try:
             outcomes.append(Job().step(work.label, None, partial(_store, work)))
         except FerryError as error:
@@ -112,14 +113,18 @@ def _store(work: Work, _tell: Progress) -> ProvenArchive:
 
 
 def _progress(work: Work, label: str, total: int) -> Progress:
-    return progress(label, total, _watch(work.cluster, work.repository, work.fencing))
+    return progress(label, total, _watch_of(work))
+
+
+def _watch_of(work: Work) -> LeaseWatch:
+    connections = _connections(work)
+    return _watch(connections.store, connections.keys.lease(work.cluster), work.fencing)
 
 
 @lru_cache(maxsize=8)
-def _watch(cluster: str, repository: str, fencing: int) -> LeaseWatch:
+def _watch(store: Store, key: str, fencing: int) -> LeaseWatch:
     """One look for all tasks of a run in this process: it may be another one than its flow's."""
-    connections = connect(cluster, repository)
-    return LeaseWatch(connections.store, connections.keys.lease(cluster), fencing)
+    return LeaseWatch(store, key, fencing)
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from ferry.backup.resume import foreseen
 from ferry.backup.tidy import begun
 from ferry.backup.work import BackupRun, ProvenArchive, StoredArchive, Work, lanes_at_a_time
 from ferry.connections import Connections
+from ferry.errors import LeaseHeldError
 from ferry.lanes import Job, raise_errors
 from ferry.models import Progress
 from ferry.prune.run import prune_after_backup
@@ -79,16 +80,30 @@ def store_archives(connections: Connections, run: BackupRun, job: Job) -> Archiv
     with job.threads(connections.worker.parallel_proofs, "ferry-proof") as pool:
 
         def store(work: Work) -> Future[ProvenArchive]:
-            made = job.step(f"create {work.label}", None, lambda tell: steps.create_snapshot(connections, work, tell))
+            made = job.step(
+                f"create {work.label}", None, lambda tell: steps.create_snapshot(connections, work, _held(run, tell))
+            )
             stored = job.step(
                 f"upload {work.label}",
                 made.bytes,
-                lambda tell: steps.upload_snapshot(connections, work, made, tell),
+                lambda tell: steps.upload_snapshot(connections, work, made, _held(run, tell)),
             )
             return pool.submit(_prove, connections, job, work, stored)
 
         uploads = job.run(lanes, store)
     return Archives(run, [work for lane in lanes for work in lane], uploads)
+
+
+def _held(run: BackupRun, tell: Progress) -> Progress:
+    """The same, and a stop as soon as the lease is lost: what is on the nodes is another run's by then."""
+
+    def told(done: int) -> None:
+        if run.lease.lost:
+            msg = f"This run has lost its lease (fencing number {run.lease.fencing}); nothing more of it counts."
+            raise LeaseHeldError(msg, "Run it again when the other one has ended.")
+        tell(done)
+
+    return told
 
 
 def _prove(connections: Connections, job: Job, work: Work, stored: StoredArchive) -> ProvenArchive:

@@ -61,6 +61,7 @@ def create_snapshot(connections: Connections, work: Work, progress: Progress = n
         return found
     with _guarded(connections, work, progress) as guard:
         guard.admit()
+        progress(0)
         entry = journal.find("node_snapshot", work.noted) or _note_snapshot(connections, work, node)
         started = now()
         snapshot = _made_earlier(node, entry) or snapshots.create_snapshot(node, archive.collection, archive.shard_id)
@@ -143,6 +144,7 @@ def upload_snapshot(
     """
     started = time.monotonic()
     stored = _continued(connections, work, made, progress) or _uploaded(connections, work, made, progress)
+    progress(0)  # who has lost the lease meanwhile deletes nothing: the snapshot may be its successor's
     _release_snapshot(connections, work, made.name)
     return stored.model_copy(update={"seconds": time.monotonic() - started})
 

@@ -114,9 +114,17 @@ class _Tidying:
         self._snapshots(entries)
         if self._is_of_use(run_id, entries):
             proven = {entry.name for entry in entries if entry.kind == "proof"}
+            self._fence_off(run_id, entries)
             self._unproven([entry for entry in entries if entry.name not in proven], delete=False)
         else:
             self._give_up(run_id, entries)
+
+    def _fence_off(self, run_id: BackupId, entries: list[Entry]) -> None:
+        """Of a run that another may go on with: should it only be frozen, it commits nothing any more."""
+        keys, cluster = self.connections.keys, self.plan.cluster
+        begun = sorted({entry.detail["collection"] for entry in entries if entry.kind in ("archive", "proof")})
+        for key in [keys.backup(cluster, run_id), *(keys.manifest(cluster, run_id, name) for name in begun)]:
+            fence.claim(self.connections.store, key, self.lease.holder, self.lease.fencing)
 
     def _is_of_use(self, run_id: BackupId, entries: list[Entry]) -> bool:
         """Whether another run may go on with this one and would find something: a proof, a collection that counts."""
