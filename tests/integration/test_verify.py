@@ -19,7 +19,7 @@ from tests.workshop import Workshop
 pytestmark = SERVERS
 
 DOCS, OTHER = "dense", "other"
-SHARDS = [f"{DOCS}/shards/{number}.snapshot" for number in range(3)]
+SHARDS = [f"{DOCS}/shards/{number}.2.snapshot" for number in range(3)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def test_a_damaged_archive_never_reaches_service(stored: Stored) -> None:
     data = bytearray(stored.read(SHARDS[1]))
     data[len(data) // 2] ^= 1
     stored.write(SHARDS[1], bytes(data))
-    with pytest.raises(FerryError, match=r"shards/1\.snapshot holds"):
+    with pytest.raises(FerryError, match=r"shards/1\.2\.snapshot holds"):
         restore(stored.shop, stored.record, DOCS, alias="live")
     assert stored.target.aliases() == {"live": "old"}
     assert stored.target.collections() == {"old"}
