@@ -9,6 +9,7 @@ from ferry.models import ClusterLayout, PeerId, ShardId
 from ferry.qdrant.resources import Need, read_headroom, require_headroom
 from ferry.qdrant.rights import SNAPSHOTS, require_right
 from ferry.qdrant.view import each
+from ferry.verify.archive import require_provable
 from ferry.verify.spool import require_spool
 
 # Qdrant puts the name into the snapshot's file name, and the file system allows 255 bytes: shard snapshots fail with a
@@ -39,6 +40,7 @@ def require_source(connections: Connections, plan: BackupPlan) -> BackupPlan:
 
     A node needs room for the largest snapshot of its lane, since each is deleted before the next one is made.
     """
+    require_provable(connections, plan.proof)
     if not plan.layout.collections:
         msg = f"Cluster {plan.cluster} has no collection to back up."
         raise PreflightError(msg, "Create one, or correct the patterns.")
