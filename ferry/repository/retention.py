@@ -177,9 +177,19 @@ class _Planner:
             yield f"not proven as a whole, and written to in the last {hours:g} hours"
 
     def _clocks(self) -> list[_Clock]:
-        """By the ids, and where they contradict the store's own times, by these too."""
-        doubted = [facts for facts in self._all if _trusted(facts) != facts.taken_at]
-        return [lambda facts: facts.taken_at, _trusted] if doubted else [lambda facts: facts.taken_at]
+        """By the ids, and where the store's own times contradict them by these too.
+
+        Runs of a cluster commit one after the other. Where complete backups are in another order by their ids than by
+        the store's times, somebody's clock is wrong, however little, and the newest by each clock must stay.
+        """
+        clocks: list[_Clock] = [lambda facts: facts.taken_at]
+        if any(_trusted(facts) != facts.taken_at for facts in self._all):
+            clocks.append(_trusted)
+        made = sorted((f for f in self._all if f.complete), key=lambda f: (f.taken_at, f.backup_id))
+        stored = [_stored(facts) for facts in made]
+        if stored != sorted(stored):
+            clocks.append(_stored)
+        return clocks
 
     def _timeline(self, clock: _Clock) -> list[BackupFacts]:
         """Backups that count, the newest first. What is proven counts, also of a run that did not finish."""
@@ -256,6 +266,11 @@ def _trusted(facts: BackupFacts) -> datetime:
     if facts.stored_at is None or -SKEW <= facts.stored_at - facts.taken_at <= LONGEST_BACKUP:
         return facts.taken_at
     return facts.stored_at
+
+
+def _stored(facts: BackupFacts) -> datetime:
+    """The time by the store's clock; what was never committed has only the one in its id."""
+    return facts.stored_at or facts.taken_at
 
 
 def _after(facts: BackupFacts, complete: list[BackupFacts], clock: _Clock) -> bool:
