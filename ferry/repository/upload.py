@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from uuid import uuid4
 
 from ferry.errors import (
     ArchiveDamagedError,
@@ -108,6 +109,7 @@ class ArchiveUpload:
     _sha256: Any = field(default_factory=hashlib.sha256)
     _sent_bytes: int = 0
     _own_etag: str | None = None
+    _mark: str = field(default_factory=lambda: uuid4().hex)
     _begun: int = 0
     _spare: list[bytearray] = field(default_factory=list)
 
@@ -119,6 +121,7 @@ class ArchiveUpload:
     def send(self, blocks: Iterable[bytes], metadata: dict[str, str], expected_bytes: int | None) -> Uploaded:
         """Send all blocks. See Store.upload for what is promised and raised."""
         self._require_absent()
+        metadata = metadata | {"upload": self._mark}
         parts = self._cut(blocks)
         first = next(parts, bytearray())
         if len(first) < self.plan.part_bytes:
@@ -308,15 +311,15 @@ class ArchiveUpload:
     def _written_once(self, write: Callable[[], None], own_etag: str) -> None:
         """Write; when the store says that the object or the end of the upload is there already, see whose it is.
 
-        A first attempt may have been obeyed although its answer was lost. An ETag made of the MD5 of our content tells
-        our object from that of another run.
+        A first attempt may have been obeyed although its answer was lost. Our own mark tells our object from that of
+        another run; where an upload was continued, its mark is the dead run's, and an ETag made of MD5s tells it.
         """
         try:
             self._persist(write)
         except ConflictError:
             with suppress(BackupNotFoundError):
-                _, etag = self._persist(self._look)
-                if etag == own_etag:
+                _, etag, mark = self._persist(self._look)
+                if mark == self._mark or etag == own_etag:
                     return
             raise
 
@@ -352,15 +355,15 @@ class ArchiveUpload:
             msg = f"{self.where}: the source gave {sent_bytes} bytes where {expected_bytes} were announced."
             raise ArchiveDamagedError(msg, "Nothing was written to that key; run the backup again.")
 
-    def _look(self) -> tuple[int, str]:
+    def _look(self) -> tuple[int, str, str | None]:
         with vendor_errors("look at", self.where):
             found = self.client.head_object(Bucket=self.bucket, Key=self.key)
-        return found["ContentLength"], found["ETag"].strip('"')
+        return found["ContentLength"], found["ETag"].strip('"'), found["Metadata"].get("upload")
 
     def _require_absent(self) -> None:
         """Before any byte is moved; the store is asked to refuse it once more at the end."""
         with suppress(BackupNotFoundError):
-            held_bytes, _ = self._persist(self._look)
+            held_bytes, *_ = self._persist(self._look)
             msg = f"{self.where} exists already with {held_bytes} bytes; an archive is never overwritten."
             raise ConflictError(msg, "Another run wrote it. If it has no manifest, it may be deleted.")
 
@@ -370,7 +373,7 @@ class ArchiveUpload:
         Not so with SSE-KMS, and on some servers other than AWS; each part has a Content-MD5 anyway.
         """
 
-        held_bytes, etag = self._persist(self._look)
+        held_bytes, etag, _ = self._persist(self._look)
         if held_bytes != self._sent_bytes:
             msg = f"{self.where} has {held_bytes} bytes in the bucket; {self._sent_bytes} were sent."
             raise ArchiveDamagedError(msg)

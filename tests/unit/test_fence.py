@@ -66,7 +66,7 @@ def test_a_document_is_neither_claimed_nor_condemned() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["claim", "condemn", "commit"]), st.integers(0, 3)), max_size=14))
 def test_in_any_order_only_who_fenced_last_commits(acts: list[tuple[str, int]]) -> None:
-    """Four holders do what they like: a commit succeeds where nothing is, or for who claimed last; then all is fixed."""
+    """Four holders do what they like: a commit succeeds where nothing is, or for who claimed last; then it stays."""
     store = MemoryStore()
     claims: dict[int, str | None] = {}
     last: int | None = None
