@@ -33,6 +33,8 @@ resume_hours = 0
 grace_hours = 0
 """
 KEPT = 2
+# A node that was lost, or a busy machine, makes one node miss another for a while; Ferry then refuses to begin.
+NO_AGREEMENT = "do not agree"
 BACKUP = ("backup", "source", "--repository", "main", "--policy", "soak")
 PRUNE = ("prune", "--cluster", "source", "--repository", "main", "--policy", "tight", "--apply")
 GC = ("gc", "--cluster", "source", "--repository", "main", "--policy", "spent", "--apply", "--all")
@@ -102,10 +104,15 @@ class Soak(ExitStack):
         return self.obeyed(*BACKUP)
 
     def obeyed(self, *arguments: str, shift_seconds: float = 0) -> Run:
-        """A command that must succeed."""
-        run = self.commands.start(*arguments, shift_seconds=shift_seconds)
-        assert run.wait() == "exit 0", str(run)
-        return run
+        """A command that must succeed; where the nodes have lost sight of each other for a moment, once they agree."""
+        deadline = time.monotonic() + 90
+        while True:
+            run = self.commands.start(*arguments, shift_seconds=shift_seconds)
+            if run.wait() == "exit 0":
+                return run
+            assert NO_AGREEMENT in run.output, str(run)
+            assert time.monotonic() < deadline, str(run)
+            time.sleep(1)
 
     def go_on(self, until_kills: int, between: Callable[[], None] = lambda: None) -> None:
         """Episode after episode until so many kills."""
@@ -238,7 +245,8 @@ class Soak(ExitStack):
             how = f"after {moment:.2f} s"
         else:
             run, how = self._killed_at_change(BACKUP, self.dice.randint(1, self.changes))
-        assert run.ended in ("exit 0", f"signal {int(signal.SIGKILL)}"), f"{how}: {run}"
+        refused = run.ended == "exit 1" and NO_AGREEMENT in run.output
+        assert refused or run.ended in ("exit 0", f"signal {int(signal.SIGKILL)}"), f"{how}: {run}"
         self._noted(str(run.ended))
         return how
 
@@ -250,7 +258,8 @@ class Soak(ExitStack):
         run.wait()
         self._arm(None)
         what = "" if arguments is BACKUP else "prune "
-        self._note_kill(f"{what}at a request{', dropped' if dropped else ''}", run.ended != "exit 0")
+        by_us = run.ended == f"signal {int(signal.SIGKILL)}"
+        self._note_kill(f"{what}at a request{', dropped' if dropped else ''}", by_us)
         return run, f"at change {nth} ({'dropped' if dropped else 'passed'}): {snare.sprung}"
 
     def _arm(self, listener: Callable[[str], bool] | None) -> None:
