@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,11 @@ def prefect_server() -> Iterator[PrefectServer]:
     with PrefectServer() as server:
         os.environ.update(server.env())
         yield server
+        drain_prefect()
+
+
+def drain_prefect() -> None:
+    """Send what Prefect's client has in its queues while its server lives; else it tries for minutes at exit."""
+    for module, worker in (("prefect.logging.handlers", "APILogWorker"), ("prefect.events.worker", "EventsWorker")):
+        if module in sys.modules:
+            getattr(sys.modules[module], worker).drain_all(timeout=10, at_exit=False)

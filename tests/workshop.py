@@ -111,7 +111,6 @@ class Workshop:
             found += [f"{name}: {path}" for path in node_snapshots(self.clusters[name])]
         return found
 
-
     def read(self, key: str) -> dict[str, Any]:
         """A document of this test's, by the key that ``objects`` gives."""
         body = self.bucket.get_object(Bucket="ferry", Key=f"{self.folder.name}/{key}")["Body"].read()

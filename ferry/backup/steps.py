@@ -154,6 +154,8 @@ def _uploaded(connections: Connections, work: Work, made: MadeSnapshot, progress
     file = archive_file(_number(work), work.archive.kind, work.fencing, "age" if encryption else "plain")
     key = connections.keys.archive(work.cluster, work.backup_id, work.archive.collection, file)
     journal = connections.journal(work.backup_id)
+    if journal.find("archive", work.noted) is not None:
+        store.abort_uploads(key)  # of an attempt at this step that died with its process, as on Dask or Ray
     journal.note("archive", work.noted, {"key": key, "collection": work.archive.collection})
     held = store.head(key)
     if held is not None:  # an earlier attempt failed after its upload; only this holder knows the key

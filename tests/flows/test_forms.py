@@ -61,11 +61,14 @@ def test_the_readme_tells_the_tasks_of_each_flow_in_order() -> None:
     from prefect import Task
 
     import tasks.back_up_cluster
+    import tasks.hold_backup
+    import tasks.prune_backups
     import tasks.restore_collection
     import tasks.verify_backup
 
     readme = (ROOT / "README.md").read_text()
-    for module in (tasks.back_up_cluster, tasks.restore_collection, tasks.verify_backup):
+    modules = (tasks.back_up_cluster, tasks.restore_collection, tasks.verify_backup)
+    for module in (*modules, tasks.prune_backups, tasks.hold_backup):
         flow = module.__name__.removeprefix("tasks.")
         [row] = re.findall(rf"^\| `{flow}` \| ([^|]+) \|", readme, re.MULTILINE)
         told = [name.strip() for name in row.split(",")]
