@@ -60,13 +60,13 @@ def restore_collection(
     )
     if dry_run:
         return tasks.plan_restore(request).target
-    with tasks.alone_and_tidied(request):
+    with tasks.alone_and_tidied(request) as lease:
         plan = tasks.plan_restore(request)
         with tasks.reading(plan), tasks.discarded_on_failure(plan):
-            replicas = tasks.create_target(plan)
-            recovered = tasks.on_every_replica(tasks.recover_replica, replicas, "recovering")
+            replicas = tasks.create_target(plan, lease)
+            recovered = tasks.on_every_replica(tasks.recover_replica, replicas, "recovering", lease)
             tasks.settle_target(plan)
-            verdicts = tasks.on_every_replica(tasks.verify_replica, replicas, "verifying")
+            verdicts = tasks.on_every_replica(tasks.verify_replica, replicas, "verifying", lease)
             tasks.require_equal(plan, verdicts)
             tasks.keep_target(plan)
         tasks.move_alias(plan)

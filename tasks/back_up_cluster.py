@@ -31,10 +31,9 @@ from ferry.models import ClusterLayout, Progress
 from ferry.prune.run import prune_after_backup
 from ferry.repository.lease_watch import LeaseWatch, call_back_tasks
 from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
-from ferry.repository.store import Store
 from ferry.settings import load_settings
 from tasks.artifacts import show_markdown, show_table
-from tasks.policy import failure, progress, require_going, step, stop_with_the_flow
+from tasks.policy import failure, lease_watch, progress, require_going, step, stop_with_the_flow
 from tasks.runs import holder, run_id
 
 Outcome = ProvenArchive | FerryError
@@ -118,13 +117,7 @@ def _progress(work: Work, label: str, total: int) -> Progress:
 
 def _watch_of(work: Work) -> LeaseWatch:
     connections = _connections(work)
-    return _watch(connections.store, connections.keys.lease(work.cluster), work.fencing)
-
-
-@lru_cache(maxsize=8)
-def _watch(store: Store, key: str, fencing: int) -> LeaseWatch:
-    """One look for all tasks of a run in this process: it may be another one than its flow's."""
-    return LeaseWatch(store, key, fencing)
+    return lease_watch(connections.store, connections.keys.lease(work.cluster), work.fencing)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
@@ -18,6 +19,7 @@ from ferry.errors import FerryError, StoppedError
 from ferry.lanes import RETRY_DELAYS_SECONDS, raise_errors
 from ferry.models import Progress
 from ferry.repository.lease_watch import LeaseWatch
+from ferry.repository.store import ObjectStore
 from tasks.artifacts import post
 
 P = ParamSpec("P")
@@ -97,6 +99,12 @@ def failure(future: PrefectFuture[Any]) -> BaseException | None:
         msg = f"A step was lost with the process it ran in ({type(error).__name__}: {error})."
         return FerryError(msg, "Look at the workers' logs, then run it again: the next run takes away what is left.")
     return outcome if isinstance(outcome, BaseException) else None
+
+
+@lru_cache(maxsize=8)
+def lease_watch(store: ObjectStore, key: str, fencing: int) -> LeaseWatch:
+    """One look at a run's lease for all its tasks in this process, which may be another one than its flow's."""
+    return LeaseWatch(store, key, fencing)
 
 
 def require_going(label: str, watch: LeaseWatch | None = None) -> None:

@@ -1,6 +1,7 @@
 """Tasks of the restore flow, in order: plan, create, recover, settle, verify, move the alias, report."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -9,12 +10,14 @@ from prefect.futures import PrefectFuture, wait
 
 from ferry import report
 from ferry.connections import Connections, connect
+from ferry.models import Progress
 from ferry.repository.lease import Lease
+from ferry.repository.lease_watch import call_back_tasks
 from ferry.restore import preflight, run, steps
 from ferry.restore.plan import RestorePlan, RestoreRequest
 from ferry.verify.replica import ReplicaVerdict
 from tasks.artifacts import show_markdown, show_table
-from tasks.policy import progress, raise_failures, step, stop_with_the_flow
+from tasks.policy import lease_watch, progress, raise_failures, step, stop_with_the_flow
 from tasks.runs import holder, run_id
 
 
@@ -45,9 +48,10 @@ def plan_restore(request: RestoreRequest) -> RestorePlan:
 
 
 @step("create target", "create {planned.target}")
-def create_target(planned: RestorePlan) -> list[steps.ReplicaWork]:
+def create_target(planned: RestorePlan, lease: Lease) -> list[steps.ReplicaWork]:
     """Create the new collection and its payload indexes, and see where its replicas are."""
-    return steps.create_target(_connections(planned.request), planned)
+    replicas = steps.create_target(_connections(planned.request), planned)
+    return [replica.model_copy(update={"lease": (lease.key, lease.fencing)}) for replica in replicas]
 
 
 def reading(planned: RestorePlan) -> AbstractContextManager[None]:
@@ -64,7 +68,7 @@ def discarded_on_failure(planned: RestorePlan) -> AbstractContextManager[None]:
 def recover_replica(work: steps.ReplicaWork) -> steps.RecoveredReplica:
     """Give one replica its shard's archive."""
     size = work.plan.bytes_to_move // max(1, len(work.plan.manifest.layout))
-    return steps.recover_replica(_connections(work.plan.request), work, progress(f"recover {work.label}", size))
+    return steps.recover_replica(_connections(work.plan.request), work, _progress(work, "recover", size))
 
 
 @step("settle target", "settle {planned.target}")
@@ -77,14 +81,19 @@ def settle_target(planned: RestorePlan) -> None:
 @step("verify replica", "verify {work.label}")
 def verify_replica(work: steps.ReplicaWork) -> ReplicaVerdict:
     """Compare one replica with the proof of its shard."""
-    return steps.verify_restored(_connections(work.plan.request), work, progress(f"verify {work.label}", 0))
+    return steps.verify_restored(_connections(work.plan.request), work, _progress(work, "verify", 0))
 
 
-def on_every_replica(work: Any, replicas: list[steps.ReplicaWork], what: str) -> list[Any]:
+def _progress(work: steps.ReplicaWork, verb: str, total: int) -> Progress:
+    watch = lease_watch(_connections(work.plan.request).store, *work.lease) if work.lease else None
+    return progress(f"{verb} {work.label}", total, watch)
+
+
+def on_every_replica(work: Any, replicas: list[steps.ReplicaWork], what: str, lease: Lease) -> list[Any]:
     """Run a task for each replica: nodes beside each other, one replica at a time on each; raises what failed."""
     futures: list[PrefectFuture[Any]] = []
     tails: dict[int, list[Any]] = {}
-    with stop_with_the_flow(futures):
+    with stop_with_the_flow(futures, partial(call_back_tasks, lease)):
         for row in zip_longest(*steps.lanes_of_replicas(replicas)):
             for lane, replica in enumerate(row):
                 if replica is not None:

@@ -68,6 +68,11 @@ class Lease:
         return self._record.fencing
 
     @property
+    def key(self) -> str:
+        """The object that it is."""
+        return self._key
+
+    @property
     def holder(self) -> str:
         """The run as an operator knows it."""
         return self._record.holder

@@ -38,6 +38,7 @@ class ReplicaWork(Value):
     plan: RestorePlan
     shard_id: ShardId
     node: NodeInfo
+    lease: tuple[str, int] | None = None  # its key and fencing number, for steps in other processes than their run
 
     @property
     def label(self) -> str:
