@@ -103,7 +103,7 @@ def test_verify_finds_damage(
     assert main(["backup", "source", "--include", collection]) == 0
     client = s3.client()
     found = client.list_objects_v2(Bucket="ferry", Prefix=f"{prefix}/backups/")["Contents"]
-    key = next(each["Key"] for each in found if each["Key"].endswith("/shards/1.snapshot"))
+    key = next(each["Key"] for each in found if "/shards/1." in each["Key"])
     data = bytearray(client.get_object(Bucket="ferry", Key=key)["Body"].read())
     data[len(data) // 2] ^= 1
     client.put_object(Bucket="ferry", Key=key, Body=bytes(data))

@@ -189,7 +189,9 @@ def test_a_restore_that_cannot_work_is_refused(workshop: Workshop, target: Api) 
     assert latest.message == error.message
 
     connections = workshop.connect("target")
-    key = f"{workshop.folder.name}/backups/source/{record.backup_id}/{DOCS}/shards/1.snapshot"
+    folder = connections.keys.collection_prefix("source", record.backup_id, DOCS)
+    [file] = [archive.key for archive in manifest.archives if archive.key.startswith("shards/1.")]
+    key = folder + file
     connections.store.delete([key])
     error = refused(workshop, target, PreflightError, record)
     assert f"{key} is missing" in error.message
@@ -276,9 +278,8 @@ def test_a_broken_collection_beside_it_is_no_obstacle(workshop: Workshop, record
         for url in workshop.clusters["target"].urls
         if httpx.get(f"{url}/collections/broken/cluster", trust_env=False).json()["result"]["local_shards"]
     )
-    archive = workshop.bucket.get_object(
-        Bucket="ferry", Key=f"{workshop.folder.name}/backups/source/{record.backup_id}/{DOCS}/shards/0.snapshot"
-    )["Body"].read()
+    [key] = [key for key in workshop.objects("backups/") if f"{record.backup_id}/{DOCS}/shards/0." in key]
+    archive = workshop.bucket.get_object(Bucket="ferry", Key=f"{workshop.folder.name}/{key}")["Body"].read()
     path = "/collections/broken/shards/0/snapshots/upload?priority=no_sync"
     for data in (archive[: len(archive) // 2], archive):  # the second one loads late, into what the first one left
         httpx.post(place + path, files={"snapshot": data}, timeout=60, trust_env=False)
