@@ -36,7 +36,7 @@ test: setup ## everything: lint, unit, contract, and all tests on real servers
 	$(PY) -m pytest
 
 soak: setup ## kill backups and prunes at random moments over real servers (KILLS=200 SEED=any)
-	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(PY) -m pytest tests/soak -m soak -s
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(PY) -m pytest -m soak -s
 
 unit: setup ## the unit layer only, no servers
 	$(PY) -m pytest tests/unit -q

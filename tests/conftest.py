@@ -17,8 +17,15 @@ from tests.workshop import Workshop
 LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e", "soak")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick layers first: what is wrong in them is wrong in the others, too."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The quick layers first: what is wrong in them is wrong in the others, too.
+
+    What takes minutes runs only when the expression of -m names its marker: `make soak`.
+    """
+    if "soak" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     items.sort(key=lambda item: LAYERS.index(item.path.relative_to(Path(__file__).parent).parts[0]))
 
 

@@ -107,6 +107,7 @@ def minute(
             scene.shop.__exit__()
 
 
+@pytest.mark.soak
 def test_a_minute_without_node_or_store_delays_a_backup_and_nobody_else(minute: tuple[Minute, Scene, Scene]) -> None:
     """Both runs complete after the minute; while S3 stalled, the collection answered every search and write in 2 s."""
     seen, frozen, stalled = minute

@@ -97,6 +97,7 @@ def uploading(scene: Scene) -> bool:
     return any(found.startswith("upload") and "/backups/" in found for found in scene.shop.leftovers())
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_killed_is_replaced_by_the_other(
     scene: Scene, slow: FaultProxy, dask: DaskCluster, runs: Runs
 ) -> None:
