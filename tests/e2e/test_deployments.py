@@ -55,7 +55,7 @@ def prefect(workshop: Workshop, prefect_server: PrefectServer) -> Iterator[Prefe
     """The deployments registered on a real server, with a worker that runs them."""
     workshop.configure()
     text = workshop.config.read_text().replace("repositories.main", "repositories.sandbox")
-    workshop.config.write_text(text)
+    workshop.config.write_text(text + "\n[policies.nightly]\nretention = {keep_last = 3}\n")  # prefect.yaml names it
     env = {"FERRY_CONFIG": str(workshop.config), "FERRY_HOME": str(ROOT)}
     with PrefectWorker(prefect_server, "ferry", env, workshop.folder):
         deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
