@@ -36,6 +36,7 @@ test: setup ## everything: lint, unit, contract, and all tests on real servers
 	$(PY) -m pytest
 
 soak: setup ## kill backups and prunes at random moments over real servers (KILLS=200 SEED=any)
+	HYPOTHESIS_PROFILE=thorough $(PY) -m pytest tests/unit -q
 	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(PY) -m pytest -m soak -s
 
 unit: setup ## the unit layer only, no servers

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ferry.connections import forget_connections
@@ -13,6 +14,11 @@ from sandbox.prefect_server import PrefectServer
 from sandbox.qdrant import QdrantCluster
 from sandbox.s3 import S3Server
 from tests.workshop import Workshop
+
+# The unit layer is to be over within ten seconds; HYPOTHESIS_PROFILE=thorough looks harder, as `make soak` does.
+hypothesis.settings.register_profile("quick", max_examples=25)
+hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e", "soak")
 

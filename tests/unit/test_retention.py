@@ -268,7 +268,7 @@ POLICIES = st.builds(PolicyProfile, retention=RULES, resume_hours=st.sampled_fro
 HISTORIES = backups_of_a_cluster()
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=15)
 @given(HISTORIES, POLICIES)
 def test_what_must_stay_stays(backups: list[BackupFacts], rules: PolicyProfile) -> None:
     """Holds, readers, locks, the future, the unread and the unfinished; the newest proven and the minimum of each."""
@@ -293,7 +293,7 @@ def test_what_must_stay_stays(backups: list[BackupFacts], rules: PolicyProfile) 
             assert len(left) >= min(len(held), rules.retention.minimum_proven)
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=15)
 @given(HISTORIES, POLICIES)
 def test_done_once_is_done(backups: list[BackupFacts], rules: PolicyProfile) -> None:
     """Pruning again deletes nothing more."""
@@ -302,7 +302,7 @@ def test_done_once_is_done(backups: list[BackupFacts], rules: PolicyProfile) -> 
     assert again.deletes == ()
 
 
-@settings(deadline=None, max_examples=35)
+@settings(deadline=None, max_examples=15)
 @given(HISTORIES, POLICIES, st.data())
 def test_a_reason_more_never_deletes_more(
     backups: list[BackupFacts], rules: PolicyProfile, data: st.DataObject
@@ -319,7 +319,7 @@ def test_a_reason_more_never_deletes_more(
         assert kept(plan_retention(backups, rules.model_copy(update={"retention": wider}), NOW)) >= stay
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(HISTORIES, POLICIES)
 def test_a_failed_run_deletes_nothing(backups: list[BackupFacts], rules: PolicyProfile) -> None:
     """A run that proved nothing changes nothing about the others."""
@@ -328,7 +328,7 @@ def test_a_failed_run_deletes_nothing(backups: list[BackupFacts], rules: PolicyP
     assert kept(plan_retention([*backups, died], rules, NOW)) >= before
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(HISTORIES, POLICIES)
 def test_every_verdict_has_its_reason(backups: list[BackupFacts], rules: PolicyProfile) -> None:
     """And none depends on the order in which the store names things."""
