@@ -76,12 +76,23 @@ def entries_by_run(connections: Connections) -> dict[BackupId, list[Entry]]:
 
 
 def may_continue(connections: Connections, run_id: BackupId, entries: list[Entry], policy: str | None) -> bool:
-    """Whether a run that died may still be continued: it is young, not complete, and no later backup is."""
+    """Whether a run that died may still be continued: it is young, not complete, and no later backup has all of it."""
     hours = load_settings().policy(policy).resume_hours
     young = now() - parse_backup_id(run_id) < timedelta(hours=hours)
     if not young or not any(entry.kind == "run" for entry in entries):
         return False
-    return not any(_is_complete(connections, later) for later in [run_id, *_later_than(connections, run_id)])
+    begun = {entry.detail["collection"] for entry in entries if entry.kind in ("archive", "proof")}
+    later = (_held_by(connections, found) for found in _later_than(connections, run_id))
+    return not _is_complete(connections, run_id) and not any(held is not None and begun <= held for held in later)
+
+
+def _held_by(connections: Connections, run_id: BackupId) -> set[str] | None:
+    """The collections of a complete backup, or None."""
+    try:
+        record = connections.catalog.read_backup(connections.cluster.name, run_id)
+    except (BackupNotFoundError, ArchiveDamagedError):
+        return None
+    return {entry.collection for entry in record.collections}
 
 
 def _later_than(connections: Connections, run_id: BackupId) -> list[BackupId]:
