@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]  # twenty times wha
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.soak  # a minute; `make bench` itself shows it, too
 def test_every_area_gives_a_line_of_the_page(tmp_path: Path) -> None:
     """Figures, the machine's limits and commands of every area stand on the page; docs/numbers.md is left alone."""
     written = tmp_path / "numbers.md"
