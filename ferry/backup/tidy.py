@@ -72,19 +72,17 @@ class _Tidying:
 
     def before(self, run: BackupRun) -> None:
         """Of other runs all that none may go on with; of the run that is continued all that is not used."""
-        used = {half.noted for half in run.halves.values()} | {archive.noted for archive in run.proven.values()}
+        halves = {half.noted for half in run.halves.values()}
+        proven = {archive.noted for archive in run.proven.values()}
         keys = {half.key for half in run.halves.values() if half.key}
         keys |= {self._key_of(run.plan, archive) for archive in run.proven.values()}
         for run_id, entries in self._left().items():
             if run_id != run.plan.backup_id:
                 self._other_run(run_id, entries)
                 continue
-            unused = [
-                entry
-                for entry in entries
-                if entry.name not in used and entry.detail.get("key") not in keys and entry.kind != "run"
-            ]
-            halves = {half.noted for half in run.halves.values()}
+            # A snapshot may be used and the object that its run made of it not: then that one goes.
+            unused = [entry for entry in entries if entry.kind == "archive" and entry.detail["key"] not in keys]
+            unused += [entry for entry in entries if entry.kind == "proof" and entry.name not in proven]
             self._snapshots([entry for entry in entries if entry.name not in halves])
             counted = [entry for entry in unused if entry.detail.get("collection") in run.committed]
             self._drop_archives(run_id, counted)  # their manifests count: only what these do not name

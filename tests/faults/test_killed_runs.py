@@ -82,3 +82,10 @@ def test_a_restored_collection_outlives_its_killed_run(scene: Scene, runs: Runs)
         with pytest.raises(PreflightError, match=f"{into} is already a collection"):
             restore_collection(**TARGET, into=into)
     scene.require_sound()
+
+
+def test_what_was_uploaded_and_never_proven_is_not_left_beside_its_successor(scene: Scene, runs: Runs) -> None:
+    """The next run uses the snapshot and makes the archive anew; the dead run's object goes (found by the soak)."""
+    runs.killed(BACK_UP, SOURCE, "ferry.backup.steps:_release_snapshot", "before")
+    back_up_cluster(**SOURCE)
+    scene.require_sound()
