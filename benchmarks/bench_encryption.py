@@ -19,7 +19,7 @@ from benchmarks.bench_backup import (
     raw_client,
     snapshot_url,
 )
-from benchmarks.bench_memory import MIB, NOBODY, watch_walk
+from benchmarks.bench_memory import NOBODY, walk_figure, watch_walk
 from benchmarks.data import Shape
 from benchmarks.figures import Figure, Target, middle, ratios, timed
 from benchmarks.load import Load
@@ -31,7 +31,7 @@ from ferry.connections import Connections
 from ferry.profiles import Encryption
 from ferry.qdrant.snapshots import delete_snapshot
 
-SHARE, MEMORY = Target(0.95, "at least"), Target(300, "at most", " MiB")
+SHARE = Target(0.95, "at least")
 
 
 @dataclass(frozen=True)
@@ -158,21 +158,4 @@ def _memory(stage: Stage, shape: Shape, keys: Encryption) -> list[Figure]:
         stage.drop(f"{collection}-walked")
         found.append((name, peaks, told["bytes"]))
     stage.drop(shape.name)
-    return [_peak(*each) for each in found]
-
-
-def _peak(name: str, peaks: dict[str, int], size: int) -> Figure:
-    peak = max(bytes_ for phase, bytes_ in peaks.items() if phase != "verify") / MIB
-    phases = ", ".join(f"{phase} {bytes_ / MIB:.0f}" for phase, bytes_ in peaks.items())
-    return Figure(
-        area="encryption",
-        name=f"peak anonymous memory of create → upload → prove → restore by upload, {name}, of {size / 1e6:,.0f} MB",
-        ours=f"{peak:.0f} MiB",
-        raw=f"{peaks.get('start', 0) / MIB:.0f} MiB when it begins",
-        value=peak,
-        values=(peak,),
-        target=MEMORY,
-        limit=f"MiB by step: {phases}",
-        unit=" MiB",
-        digits=0,
-    )
+    return [walk_figure("encryption", f"{name}, of {size / 1e6:,.0f} MB", peaks) for name, peaks, size in found]

@@ -40,30 +40,34 @@ def measure(stage: Stage, shapes: list[Shape]) -> list[Figure]:
 
 
 def _figures(peaks: dict[str, int], size: int) -> list[Figure]:
-    phases = ", ".join(f"{phase} {bytes_ / MIB:.0f}" for phase, bytes_ in peaks.items())
-
-    def figure(steps: str, peak: float, limit: str, note: str) -> Figure:
-        return Figure(
-            area="memory",
-            name=f"peak anonymous memory of {steps}, archive of {size / 1e6:,.0f} MB",
-            ours=f"{peak:.0f} MiB",
-            raw=f"{peaks.get('start', 0) / MIB:.0f} MiB when it begins",
-            value=peak,
-            values=(peak,),
-            target=TARGET,
-            limit=limit,
-            unit=" MiB",
-            digits=0,
-            notes=(note,),
-        )
-
-    walk = max(bytes_ for phase, bytes_ in peaks.items() if phase != "verify") / MIB
-    family = "the process and the workers that prove, all together"
+    archive = f"archive of {size / 1e6:,.0f} MB"
     page = "one page of points as JSON and as Python values (ferry/qdrant/points.py bounds it by bytes)"
-    return [
-        figure("create → upload → prove → restore by upload", walk, f"MiB by step: {phases}", family),
-        figure("the verify step after it, every point compared", peaks.get("verify", 0) / MIB, page, family),
-    ]
+    verify = f"the verify step after it, every point compared, {archive}"
+    return [walk_figure("memory", archive, peaks), _figure("memory", verify, peaks, peaks.get("verify", 0) / MIB, page)]
+
+
+def walk_figure(area: str, archive: str, peaks: dict[str, int]) -> Figure:
+    """The peak of a walk from the making of an archive to its restore, without the verify step."""
+    peak = max(bytes_ for phase, bytes_ in peaks.items() if phase != "verify") / MIB
+    phases = ", ".join(f"{phase} {bytes_ / MIB:.0f}" for phase, bytes_ in peaks.items())
+    steps = f"create → upload → prove → restore by upload, {archive}"
+    return _figure(area, steps, peaks, peak, f"MiB by step: {phases}")
+
+
+def _figure(area: str, steps: str, peaks: dict[str, int], peak: float, limit: str) -> Figure:
+    return Figure(
+        area=area,
+        name=f"peak anonymous memory of {steps}",
+        ours=f"{peak:.0f} MiB",
+        raw=f"{peaks.get('start', 0) / MIB:.0f} MiB when it begins",
+        value=peak,
+        values=(peak,),
+        target=TARGET,
+        limit=limit,
+        unit=" MiB",
+        digits=0,
+        notes=("the process and the workers that prove, all together",),
+    )
 
 
 def watch_walk(stage: Stage, config: Path, collection: str) -> tuple[dict[str, int], dict[str, Any]]:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
-from types import TracebackType
 from typing import Literal, Self
 
 from sandbox.process import LOOPBACK, SandboxError, free_port
+from sandbox.running import Running
 
 Direction = Literal["to_target", "to_client"]
 Address = tuple[str, int]
@@ -60,7 +60,7 @@ class _Faults:
     trigger: tuple[int, Callable[[], None]] | None = None
 
 
-class FaultProxy:
+class FaultProxy(Running):
     """A proxy in a background thread in front of one address; enter it to start, leave it to end."""
 
     def __init__(self, target: Address, port: int | None = None) -> None:
@@ -101,14 +101,6 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(ANSWER_SECONDS)
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stall(self) -> None:
         """Accept connections and move no bytes, until `clear`."""

@@ -19,18 +19,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import boto3
-from botocore.config import Config
-
 from sandbox.process import LOOPBACK, Launch, Process, free_port
+from sandbox.running import Running
+from sandbox.s3 import loopback_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-REGION = "us-east-1"
 ACCESS_KEY = "ferry-moto"
 SECRET_KEY = "ferry-moto-secret"  # noqa: S105 - guards nothing: moto takes any key
 _BAD_DIGEST = (
@@ -39,7 +36,7 @@ _BAD_DIGEST = (
 )
 
 
-class MotoServer:
+class MotoServer(Running):
     """moto's server in a process of its own; ready when it has its buckets."""
 
     name = "moto"
@@ -65,20 +62,12 @@ class MotoServer:
 
     def client(self, endpoint_url: str | None = None) -> S3Client:
         """Return a boto3 client for this server, or for a proxy in front of it; it does not retry."""
-        return boto3.client("s3", **self._arguments(endpoint_url))
+        client: S3Client = loopback_client("s3", endpoint_url or self.endpoint_url, (self.access_key, self.secret_key))
+        return client
 
     def other_client(self, service: str) -> Any:
         """Return a boto3 client for another service of the same server: ``iam``, ``sts``, ``kms``."""
-        return boto3.client(service, **self._arguments(None))  # type: ignore[call-overload]
-
-    def _arguments(self, endpoint_url: str | None) -> dict[str, Any]:
-        return {
-            "endpoint_url": endpoint_url or self.endpoint_url,
-            "aws_access_key_id": self.access_key,
-            "aws_secret_access_key": self.secret_key,
-            "region_name": REGION,
-            "config": Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, proxies={}),
-        }
+        return loopback_client(service, self.endpoint_url, (self.access_key, self.secret_key))
 
     def start(self, timeout_seconds: float = 60) -> Self:
         """Start the server and make the buckets; or end it again."""
@@ -98,14 +87,6 @@ class MotoServer:
         """End the server; what it held is gone. Twice is fine."""
         self.process.stop(0)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _answers(self) -> bool:
         try:

@@ -8,19 +8,19 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 from sandbox.process import LOOPBACK, Launch, Process, SandboxError, free_port, inherited_env
+from sandbox.running import Running
 
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_CLI_PROMPT": "false"}
 # Kept in memory, which is the default, a slot held by a run would be lost with the server.
 LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 
 
-class PrefectServer:
+class PrefectServer(Running):
     """`prefect server start` with a home of its own; ready when /api/health says so."""
 
     def __init__(self, folder: Path | None = None, port: int | None = None, detached: bool = False) -> None:
@@ -86,20 +86,12 @@ class PrefectServer:
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def record(self) -> dict[str, Any]:
         """Return what another process needs to end this server and to reach it."""
         return {"process": self.process.record(), "api_url": self.api_url, "ui_url": self.ui_url, "env": self.env()}
 
 
-class PrefectWorker:
+class PrefectWorker(Running):
     """A process worker on a pool of its own making; ready when the server has heard from it."""
 
     def __init__(self, server: PrefectServer, pool: str, env: Mapping[str, str], cwd: Path) -> None:
@@ -140,11 +132,3 @@ class PrefectWorker:
     def stop(self) -> None:
         """End the worker and the runs it started: it cancels them first, for which it gets its time."""
         self.process.stop(grace_seconds=15)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

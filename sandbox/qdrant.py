@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -18,6 +17,7 @@ from sandbox import disk
 from sandbox.binaries import qdrant_binary
 from sandbox.disk import storage_limit_supported
 from sandbox.process import LOOPBACK, POLL_SECONDS, Launch, Process, SandboxError, free_port, stop_all
+from sandbox.running import Running
 
 __all__ = ["NodePlace", "QdrantCluster", "QdrantNode", "storage_limit_supported"]
 ASK_SECONDS = 2.0
@@ -164,7 +164,7 @@ class QdrantNode:
         return httpx.get(self.url + path, headers=headers, timeout=ASK_SECONDS, trust_env=False)
 
 
-class QdrantCluster:
+class QdrantCluster(Running):
     """Several Qdrant nodes in one Raft cluster; ready when every node sees every peer and the same leader."""
 
     def __init__(
@@ -216,14 +216,6 @@ class QdrantCluster:
         stop_nodes(self.nodes)
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _node(self, place: NodePlace, first: NodePlace) -> QdrantNode:
         command = [str(qdrant_binary()), "--disable-telemetry", "--uri", f"http://{LOOPBACK}:{place.p2p_port}"]

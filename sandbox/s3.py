@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import boto3
@@ -17,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from sandbox.binaries import weed_binary
 from sandbox.process import LOOPBACK, Launch, Process, free_port
+from sandbox.running import Running
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -31,7 +31,28 @@ GRACE_SECONDS = 0.0
 _PROBE_KEY = "ferry-sandbox-ready"
 
 
-class S3Server:
+def loopback_client(service: str, endpoint_url: str, keys: tuple[str, str], ca_file: Path | None = None) -> Any:
+    """A boto3 client for a server on this machine: it does not retry, and asks no proxy of the environment."""
+    config = Config(
+        signature_version="s3v4" if service == "s3" else None,
+        s3={"addressing_style": "path"},
+        retries={"total_max_attempts": 1},
+        connect_timeout=5,
+        read_timeout=20,
+        proxies={},
+    )
+    return boto3.client(  # type: ignore[call-overload]  # of any service
+        service,
+        endpoint_url=endpoint_url,
+        aws_access_key_id=keys[0],
+        aws_secret_access_key=keys[1],
+        region_name=REGION,
+        verify=str(ca_file) if ca_file else None,
+        config=config,
+    )
+
+
+class S3Server(Running):
     """SeaweedFS in one process; ready when an object put into each bucket is read back."""
 
     def __init__(
@@ -67,22 +88,8 @@ class S3Server:
 
     def client(self, endpoint_url: str | None = None) -> S3Client:
         """Return a boto3 client for this server, or for a proxy in front of it; it does not retry."""
-        config = Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            retries={"total_max_attempts": 1},
-            connect_timeout=5,
-            read_timeout=20,
-            proxies={},
-        )
-        return boto3.client(
-            "s3",
-            endpoint_url=endpoint_url or self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name=REGION,
-            config=config,
-        )
+        client: S3Client = loopback_client("s3", endpoint_url or self.endpoint_url, (self.access_key, self.secret_key))
+        return client
 
     def start(self, timeout_seconds: float = 60) -> Self:
         """Start the server, create the buckets, and wait until each gives back what was put; or end it again."""
@@ -109,14 +116,6 @@ class S3Server:
         """End the server and start it again on its data and ports."""
         self.process.stop(GRACE_SECONDS)
         self.start()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def record(self) -> dict[str, Any]:
         """Return what another process needs to end this server and to reach it; it holds the secret key."""

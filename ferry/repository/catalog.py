@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Literal
 from uuid import uuid4
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import ArchiveDamagedError, BackupNotFoundError, ConfigurationError, ConflictError, RepositoryError
@@ -14,12 +13,13 @@ from ferry.models import BackupId, Value, now
 from ferry.repository import fence
 from ferry.repository.layout import Keys, decode_name, names_archive, parse_backup_id
 from ferry.repository.manifest import FORMAT_VERSION, ArchiveRecord, BackupRecord, CollectionManifest
+from ferry.repository.records import Record
 from ferry.repository.store import ObjectStore
 
 LATEST = "latest"
 
 
-class RepositoryMark(Value):
+class RepositoryMark(Record):
     """What ferry.json says: this prefix is a repository of Ferry's, and which one."""
 
     format_version: Literal[1] = 1
@@ -58,7 +58,7 @@ class Catalog:
         except BackupNotFoundError:
             mark = RepositoryMark(repository_id=uuid4().hex, created_at=now())
         try:
-            self._store.put_document(key, orjson.dumps(mark.model_dump(mode="json")), if_absent=True)
+            self._store.put_document(key, mark.to_bytes(), if_absent=True)
         except ConflictError:
             return _read_mark(self._store.get_document(key)[0], key)
         return mark

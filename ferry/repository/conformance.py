@@ -16,6 +16,7 @@ from ferry.models import Value, now
 from ferry.profiles import RepositoryProfile
 from ferry.repository.layout import Keys
 from ferry.repository.probe import ProbeResult, require_conforming
+from ferry.repository.records import Record
 from ferry.repository.store import Store
 
 _log = logging.getLogger(__name__)
@@ -31,15 +32,11 @@ class Tried(Value):
     results: tuple[ProbeResult, ...]
 
 
-class Conformance(Value):
+class Conformance(Record):
     """conformance.json: what passed, by a fingerprint of the settings. Workers with other keys have other ones."""
 
     format_version: Literal[1] = 1
     tried: dict[str, Tried] = Field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """The document's bytes."""
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
 
 def ensure_conforming(store: Store, keys: Keys) -> Tried:

@@ -3,18 +3,18 @@
 import logging
 from datetime import datetime
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError
-from ferry.models import BackupId, Value
-from ferry.repository.layout import Keys, encode_name, is_backup_id
+from ferry.models import BackupId
+from ferry.repository.layout import Keys, encode_name
+from ferry.repository.records import Record, by_backup
 from ferry.repository.store import ObjectStore
 
 _log = logging.getLogger(__name__)
 
 
-class Deletion(Value):
+class Deletion(Record):
     """A backup that is being deleted: by whom, since when, why, and when the store had written its commit point."""
 
     cluster: str
@@ -27,8 +27,7 @@ class Deletion(Value):
 
 def note_deletion(store: ObjectStore, keys: Keys, deletion: Deletion) -> None:
     """Note it before anything is deleted. Again is fine."""
-    data = orjson.dumps(deletion.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
-    store.put_document(_key(keys, deletion.cluster, deletion.backup_id), data)
+    store.put_document(_key(keys, deletion.cluster, deletion.backup_id), deletion.to_bytes())
 
 
 def find_deletion(store: ObjectStore, keys: Keys, cluster: str, backup_id: BackupId) -> Deletion | None:
@@ -38,12 +37,7 @@ def find_deletion(store: ObjectStore, keys: Keys, cluster: str, backup_id: Backu
 
 def deletions(store: ObjectStore, keys: Keys, cluster: str) -> dict[BackupId, Deletion]:
     """Every deletion of the cluster's backups that was begun and is not finished."""
-    folder, found = _prefix(keys, cluster), {}
-    for info in store.list(folder):
-        backup_id = info.key.removeprefix(folder).removesuffix(".json")
-        if is_backup_id(backup_id) and (deletion := _read(store, info.key)):
-            found[BackupId(backup_id)] = deletion
-    return found
+    return by_backup(store, _prefix(keys, cluster), _read)
 
 
 def forget_deletion(store: ObjectStore, keys: Keys, cluster: str, backup_id: BackupId) -> None:

@@ -9,17 +9,17 @@ A fence is no manifest: readers pass over it. Nobody ever commits where it says 
 from datetime import datetime
 from typing import Literal
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, ConflictError
 from ferry.models import Value, now
+from ferry.repository.records import Record
 from ferry.repository.store import ObjectStore
 
 _TURNS = 8  # in which others may be faster; each of them has changed the object once
 
 
-class Fence(Value):
+class Fence(Record):
     """What lies at a commit point instead of a document: who stands there, by which fencing number, and why."""
 
     fence: Literal["claimed", "condemned"]
@@ -86,7 +86,7 @@ def commit(store: ObjectStore, key: str, data: bytes, claim_etag: str | None) ->
 
 
 def _put(store: ObjectStore, key: str, fence: Fence) -> Place:
-    data = orjson.dumps(fence.model_dump(mode="json"))
+    data = fence.to_bytes()
     for _ in range(_TURNS):
         place = read_place(store, key)
         if place.document is not None or (place.fence is not None and place.fence.fence == "condemned"):

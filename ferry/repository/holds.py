@@ -3,31 +3,27 @@
 import logging
 from datetime import datetime
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, ConfigurationError, ConflictError, StoreRefusedError
-from ferry.models import BackupId, Value, now
+from ferry.models import BackupId, now
 from ferry.repository import fence
 from ferry.repository.catalog import LATEST, Catalog
 from ferry.repository.deletions import find_deletion
-from ferry.repository.layout import Keys, is_backup_id
+from ferry.repository.layout import Keys
+from ferry.repository.records import Record, by_backup
 from ferry.repository.store import ObjectStore
 
 _log = logging.getLogger(__name__)
 
 
-class Hold(Value):
+class Hold(Record):
     """Who keeps a backup, why, and since when."""
 
     backup_id: BackupId
     by: str
     reason: str
     since: datetime
-
-    def to_bytes(self) -> bytes:
-        """The object's bytes."""
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
     @property
     def words(self) -> str:
@@ -88,12 +84,7 @@ def find_hold(store: ObjectStore, keys: Keys, cluster: str, backup_id: BackupId)
 
 def holds(store: ObjectStore, keys: Keys, cluster: str) -> dict[BackupId, Hold]:
     """Every hold on backups of a cluster, also on ones that are gone."""
-    folder, found = keys.holds_prefix(cluster), {}
-    for info in store.list(folder):
-        backup_id = info.key.removeprefix(folder).removesuffix(".json")
-        if is_backup_id(backup_id) and (hold := _read(store, info.key)):
-            found[BackupId(backup_id)] = hold
-    return found
+    return by_backup(store, keys.holds_prefix(cluster), _read)
 
 
 def _existing(store: ObjectStore, keys: Keys, cluster: str, backup: str) -> BackupId:

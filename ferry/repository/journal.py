@@ -12,12 +12,12 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, ConfigurationError
-from ferry.models import BackupId, Value, now
+from ferry.models import BackupId, now
 from ferry.repository.layout import Keys, decode_name, encode_name
+from ferry.repository.records import Record
 from ferry.repository.store import ObjectInfo, ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ EntryKind = Literal["node_snapshot", "archive", "collection", "run", "proof"]
 _LONGEST_READABLE_BYTES = 200  # of a name in a key; some stores allow 255 for a part of a key
 
 
-class _Note(Value):
+class _Note(Record):
     kind: EntryKind
     name: str
     detail: dict[str, Any]
@@ -114,7 +114,7 @@ class Journal:
 
     def _write(self, note: _Note) -> Entry:
         key = self._key(note.kind, note.name)
-        self._store.put_document(key, orjson.dumps(note.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+        self._store.put_document(key, note.to_bytes())
         return self._entry(key, note)
 
     def _read(self, key: str) -> Entry | None:

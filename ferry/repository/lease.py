@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, ConflictError, FerryError, LeaseHeldError, RepositoryError
-from ferry.models import Progress, Value, no_progress, now
+from ferry.models import Progress, no_progress, now
+from ferry.repository.records import Record
 from ferry.repository.store import ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ RENEWALS_PER_LIFE = 4
 _LONGEST_LOOK_SECONDS = 2.0
 
 
-class LeaseRecord(Value):
+class LeaseRecord(Record):
     """What the object says. ``renewals`` makes each renewal another object even within one millisecond."""
 
     holder: str
@@ -42,10 +42,6 @@ class LeaseRecord(Value):
     renewed_at: datetime
     renewals: int = 0
     released: bool = False
-
-    def to_bytes(self) -> bytes:
-        """The object's bytes."""
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
 
 class Lease:

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-import orjson
 from pydantic import ValidationError
 
 from ferry.errors import BackupNotFoundError, FerryError, StoreRefusedError
 from ferry.models import BackupId, Value, now
 from ferry.repository import fence
 from ferry.repository.layout import Keys, is_backup_id
+from ferry.repository.records import Record
 from ferry.repository.store import ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ RENEWAL_SECONDS = 60.0
 SHORTEST_LIFE = timedelta(seconds=5 * RENEWAL_SECONDS)
 
 
-class ReaderMark(Value):
+class ReaderMark(Record):
     """What a mark says. ``renewals`` makes each renewal another object; ``ended`` where it could not be deleted."""
 
     reader: str
@@ -40,10 +40,6 @@ class ReaderMark(Value):
     since: datetime
     renewals: int = 0
     ended: bool = False
-
-    def to_bytes(self) -> bytes:
-        """The object's bytes."""
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
     @property
     def who(self) -> str:

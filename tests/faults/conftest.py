@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ferry.connections import forget_connections
+from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer
 from tests.faults import killed
 from tests.faults.scene import ALIAS, COLLECTION, LIVE, QUICK_DELAYS, Scene, fill
@@ -139,6 +140,23 @@ def quick(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Ite
 def scene(workshop: Workshop) -> Scene:
     """The shared clusters: ``docs`` on the source (3 shards, 2 replicas), ``live`` behind an alias on the target."""
     return furnished(workshop)
+
+
+@pytest.fixture
+def large(scene: Scene) -> Scene:
+    """On the source a collection that takes several parts of 5 MiB."""
+    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
+    scene.remember("source", "large")
+    return scene
+
+
+@pytest.fixture
+def slow(large: Scene) -> Iterator[FaultProxy]:
+    """S3 behind a proxy that can be slowed, and something large to send there."""
+    with FaultProxy(large.shop.s3.host_port) as proxy:
+        large.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
+        large.mark_repository()
+        yield proxy
 
 
 def furnished(workshop: Workshop) -> Scene:

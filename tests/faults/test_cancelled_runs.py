@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,10 @@ from ferry.qdrant.node import Node
 from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer, PrefectWorker
 from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
-from tests.faults.scene import ALIAS, LIVE, Scene, fill, later, names_and_aliases, soon
+from tests.faults.scene import ALIAS, LIVE, Scene, later, names_and_aliases, soon
 
 ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 30.0  # after that Prefect's runner kills
-
-
-@pytest.fixture
-def slow(scene: Scene) -> Iterator[FaultProxy]:
-    """S3 behind a proxy that can be slowed; on the source a collection that takes several parts."""
-    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
-    scene.remember("source", "large")
-    with FaultProxy(scene.shop.s3.host_port) as proxy:
-        scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
-        scene.mark_repository()
-        yield proxy
 
 
 def uploading(scene: Scene) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from sandbox.fault_proxy import FaultProxy
 from sandbox.process import LOOPBACK, Launch, Process, free_port
 from tests.faults.conftest import BACK_UP, SOURCE, Runs
-from tests.faults.scene import Scene, fill, soon
+from tests.faults.scene import Scene, soon
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,17 +61,6 @@ class DaskCluster:
         with Client(self.address, set_as_default=False) as client:
             busy = {name for name, tasks in client.processing().items() if tasks}
         return [worker for worker in self.workers if any(name in worker.log.read_text() for name in busy)]
-
-
-@pytest.fixture
-def slow(scene: Scene) -> Iterator[FaultProxy]:
-    """S3 behind a proxy that can be slowed; on the source a collection that takes several parts."""
-    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
-    scene.remember("source", "large")
-    with FaultProxy(scene.shop.s3.host_port) as proxy:
-        scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
-        scene.mark_repository()
-        yield proxy
 
 
 @pytest.fixture

@@ -10,23 +10,12 @@ import pytest
 from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer, PrefectWorker
 from tests.faults.conftest import SOURCE
-from tests.faults.scene import Scene, fill, soon
+from tests.faults.scene import Scene, soon
 from tests.faults.test_cancelled_runs import Api
 
 ROOT = Path(__file__).parents[2]
 # As prefect.yaml gives it to every run of a deployment.
 PATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "10"}
-
-
-@pytest.fixture
-def slow(scene: Scene) -> Iterator[FaultProxy]:
-    """S3 behind a proxy that can be slowed; on the source a collection that takes several parts."""
-    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
-    scene.remember("source", "large")
-    scene.mark_repository()
-    with FaultProxy(scene.shop.s3.host_port) as proxy:
-        scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "parts_in_flight": 2})
-        yield proxy
 
 
 def uploading(scene: Scene) -> bool:

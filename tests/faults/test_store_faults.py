@@ -30,13 +30,11 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
-def store(scene: Scene) -> Iterator[FaultProxy]:
-    """S3 behind a proxy; on the source a collection that takes several parts."""
-    fill(scene.shop.clusters["source"], "large", 1800, size=1024, shards=1, replicas=1)
-    scene.remember("source", "large")
-    with FaultProxy(scene.shop.s3.host_port) as proxy:
-        scene.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "read_timeout_seconds": 1})
-        scene.mark_repository()
+def store(large: Scene) -> Iterator[FaultProxy]:
+    """S3 behind a proxy, and something large to send there."""
+    with FaultProxy(large.shop.s3.host_port) as proxy:
+        large.configure(repository={"endpoint_url": proxy.url, "part_bytes": 5 << 20, "read_timeout_seconds": 1})
+        large.mark_repository()
         yield proxy
 
 

@@ -9,8 +9,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from sandbox.process import LOOPBACK
-from sandbox.s3 import REGION, S3Server
+from sandbox.s3 import S3Server, loopback_client
 
 PREFIX = "guarded"
 DOMAIN = "s3.test"
@@ -162,15 +160,8 @@ class TlsS3(S3Server):
 
     def client(self, endpoint_url: str | None = None) -> Any:
         """A client that trusts the authority."""
-        return boto3.client(
-            "s3",
-            endpoint_url=endpoint_url or self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name=REGION,
-            verify=str(self.authority.ca_file),
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, proxies={}),
-        )
+        keys = (self.access_key, self.secret_key)
+        return loopback_client("s3", endpoint_url or self.endpoint_url, keys, self.authority.ca_file)
 
     def _command(self) -> tuple[str, ...]:
         files = (f"-s3.cert.file={self.authority.cert_file}", f"-s3.key.file={self.authority.key_file}")

@@ -160,24 +160,30 @@ def test_an_archive_replaced_while_it_is_read_is_damage(
         list(reading)
 
 
+def answer_lost(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, mark: bytes) -> Iterator[Any]:
+    """Let the connection break once where the store's answer holds ``mark``; what comes back is used up by then."""
+    cut_once = iter([proxy.cut])
+    original = proxy._forward
+
+    async def forward(data: bytes, writer: Any, direction: str) -> None:
+        if direction == "to_client" and mark in data and (cut := next(cut_once, None)):
+            cut()
+            return
+        await original(data, writer, direction)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proxy, "_forward", forward)
+    return cut_once
+
+
 def test_a_conditional_put_whose_answer_was_lost_is_not_taken_for_anothers(
     honest: Store, troubled: Store, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store obeys, the answer is lost, the repeated request meets our own object."""
     troubled.head(folder)  # the connection is open, so the next bytes to the client are the answer
     moved = proxy.bytes_moved["to_client"]
-    cut_once = iter([proxy.cut])
-    original = proxy._forward
-
-    async def forward(data: bytes, writer: Any, direction: str) -> None:
-        answered = direction == "to_client" and data.startswith(b"HTTP/1.1 200")
-        if answered and (cut := next(cut_once, None)):
-            cut()
-            return
-        await original(data, writer, direction)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(proxy, "_forward", forward)
+    lost = answer_lost(proxy, monkeypatch, b"HTTP/1.1 200")
     etag = troubled.put_document(folder + "a", b"ours", if_absent=True)
+    assert next(lost, None) is None
     assert honest.get_document(folder + "a") == (b"ours", etag)
     assert sum(request.startswith("PUT") for request in proxy.requests) == 2
     with pytest.raises(ConflictError):
@@ -189,19 +195,10 @@ def test_an_archive_whose_completion_was_answered_into_the_void_is_whole(
     honest: Store, troubled: Store, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The repeated completion is refused because the object is there; its ETag says that it is ours."""
-    cut_once = iter([proxy.cut])
-    original = proxy._forward
-
-    async def forward(data: bytes, writer: Any, direction: str) -> None:
-        if direction == "to_client" and b"<CompleteMultipartUploadResult" in data and (cut := next(cut_once, None)):
-            cut()
-            return
-        await original(data, writer, direction)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(proxy, "_forward", forward)
+    lost = answer_lost(proxy, monkeypatch, b"<CompleteMultipartUploadResult")
     data = payload(2 * PART + 1)
     assert troubled.upload(folder + "a", blocks_of(data)).sha256 == hashlib.sha256(data).hexdigest()
-    assert next(cut_once, None) is None
+    assert next(lost, None) is None
     assert read_all(honest, folder + "a", len(data)) == data
 
 
@@ -209,18 +206,9 @@ def test_an_upload_begun_twice_because_an_answer_was_lost_leaves_no_second_one(
     honest: Store, troubled: Store, proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its id was in the answer, so only a listing knows it."""
-    cut_once = iter([proxy.cut])
-    original = proxy._forward
-
-    async def forward(data: bytes, writer: Any, direction: str) -> None:
-        if direction == "to_client" and b"<InitiateMultipartUploadResult" in data and (cut := next(cut_once, None)):
-            cut()
-            return
-        await original(data, writer, direction)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(proxy, "_forward", forward)
+    lost = answer_lost(proxy, monkeypatch, b"<InitiateMultipartUploadResult")
     troubled.upload(folder + "a", [payload(PART + 1)])
-    assert next(cut_once, None) is None
+    assert next(lost, None) is None
     assert honest.uploads(folder) == ()
 
 
