@@ -6,6 +6,11 @@ PY     := $(BIN)/python
 POINTS ?= 50000
 KILLS  ?= 200
 SEED   ?=
+# Files of tests at a time, each with servers of its own; WORKERS=0 runs them one after the other in this process.
+WORKERS ?= 2
+BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Where it is set, every interpreter that a test starts compiles the tree anew, and pytest every test.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down test soak unit lint format bench docs constraints clean
@@ -33,14 +38,14 @@ down: ## stop what `make up` started
 
 test: setup ## everything: lint, unit, contract, and all tests on real servers
 	$(MAKE) lint
-	$(PY) -m pytest
+	$(PY) -m pytest $(BESIDE)
 
 soak: setup ## kill backups and prunes at random moments over real servers (KILLS=200 SEED=any)
 	HYPOTHESIS_PROFILE=thorough $(PY) -m pytest tests/unit -q
 	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(PY) -m pytest -m soak -s
 
 unit: setup ## the unit layer only, no servers
-	$(PY) -m pytest tests/unit -q
+	$(PY) -m pytest tests/unit -q $(BESIDE)
 
 lint: setup ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check .

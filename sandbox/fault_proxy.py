@@ -124,10 +124,13 @@ class FaultProxy(Running):
         """Flip one bit, once, in the byte that comes after this many more bytes in this direction."""
         self._in_loop(lambda: self._faults.corrupt_at.update({direction: self.bytes_moved[direction] + after_bytes}))
 
-    def http_status(self, code: int, count: int = 1, match: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def http_status(
+        self, code: int, count: int = 1, match: str = "", headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> None:
         """Answer the next `count` requests whose request line contains `match` with `code`; the target sees none."""
         lines = [f"{name}: {value}\r\n" for name, value in (headers or {}).items()]
-        head = f"HTTP/1.1 {code} Fault\r\nContent-Length: 0\r\nConnection: close\r\n{''.join(lines)}\r\n".encode()
+        length = f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+        head = f"HTTP/1.1 {code} Fault\r\n{length}{''.join(lines)}\r\n".encode() + body
         self._in_loop(lambda: setattr(self._faults, "answer", _Answer(head, count, match)))
 
     def after(self, bytes_moved: int, fault: Callable[[], None]) -> None:

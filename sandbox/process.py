@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -9,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ LOOPBACK = "127.0.0.1"
 PORT_RANGE = range(20_000, 32_000)
 POLL_SECONDS = 0.03
 _handed_out: set[int] = set()
+_CLAIMS = Path(tempfile.gettempdir()) / f"ferry-ports-{os.getuid()}.lock"
 
 
 class SandboxError(FerryError):
@@ -34,7 +38,7 @@ class SandboxError(FerryError):
 
 
 def free_port(preferred: int | None = None) -> int:
-    """Return a loopback port that nobody listens on and that this process has not handed out before."""
+    """Return a loopback port that nobody listens on and that no living process of this user was given before."""
     for port in [*([preferred] if preferred else []), *random.sample(PORT_RANGE, k=min(500, len(PORT_RANGE)))]:
         if port in _handed_out:
             continue
@@ -43,9 +47,27 @@ def free_port(preferred: int | None = None) -> int:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
-        _handed_out.add(port)
-        return port
+        if _claimed(port):
+            _handed_out.add(port)
+            return port
     raise SandboxError(f"No free port found on {LOOPBACK} in {PORT_RANGE}", "End what holds them: ss -ltnp")
+
+
+def _claimed(port: int) -> bool:
+    """Keep other processes from the port until this one ends: Prefect's server takes ten seconds to bind its own.
+
+    A record lock on the port's byte of one file; the kernel forgets it with the process.
+    """
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _claims() -> int:
+    return os.open(_CLAIMS, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def process_started(pid: int) -> str | None:

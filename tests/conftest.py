@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -19,6 +20,9 @@ from tests.workshop import Workshop
 hypothesis.settings.register_profile("quick", max_examples=25)
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# A test that runs flows asks for the real server; without this Prefect would quietly start one of its own.
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 LAYERS = ("unit", "contract", "tasks", "flows", "integration", "faults", "e2e", "soak")
 
@@ -43,6 +47,7 @@ def no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logger, "propagate", True)
     for name in [name for name in os.environ if name.startswith("FERRY_") and name != "FERRY_QDRANT_BINARY"]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist's; the command line would break its tables there
     forget_connections()
     yield
     forget_connections()
@@ -85,8 +90,13 @@ def workshop(
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[PrefectServer]:
     """A real Prefect server; this process and all that it starts become its clients."""
-    with PrefectServer() as server:
+    with PrefectServer() as server, ExitStack() as settings:
         os.environ.update(server.env())
+        if "prefect" in sys.modules:  # it has read its settings when some test module imported it
+            from prefect.settings import temporary_settings
+
+            known = {"api.url": server.api_url, "server.ephemeral.enabled": False}
+            settings.enter_context(temporary_settings(known))
         yield server
         drain_prefect()
 
