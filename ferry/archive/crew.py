@@ -7,7 +7,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from ferry import errors
 from ferry.errors import ArchiveDamagedError, FerryError
 
 HEARTBEAT_SECONDS = 0.5  # how soon a wish to stop is seen while the engine is silent, as it is during unpacking
+READ_BYTES = 1 << 20
 KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MALLOC_ARENA_MAX")
 LOG_TAIL_BYTES = 2000
 
@@ -65,8 +66,30 @@ class Worker:
         messages: list[dict[str, Any]] = [orjson.loads(line) for line in lines]
         for message in messages:
             if "error" in message:
-                raise _error(message)
+                raise error_of(message)
         return messages
+
+    def lines(self, job: dict[str, Any], alive: Callable[[int], None]) -> Iterator[bytes]:
+        """Give the worker a job and yield its lines as they arrive; how much it is ahead, the pipe bounds.
+
+        ``alive`` gets 0 at least every half second, and may raise. Raises `FerryError` if the worker died.
+        """
+        self.ask(job)
+        pieces: list[bytes] = []
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while True:
+                if not selector.select(HEARTBEAT_SECONDS):
+                    alive(0)
+                    continue
+                data = os.read(self.fileno(), READ_BYTES)
+                if not data:
+                    raise self._death()
+                *whole, rest = data.split(b"\n")
+                for end in whole:
+                    yield b"".join([*pieces, end])
+                    pieces = []
+                pieces.append(rest)
 
     def end(self) -> None:
         """End the process and wait for it; it has nothing to save."""
@@ -80,7 +103,7 @@ class Worker:
         code = self._process.wait()
         tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        fact = f"A worker process that proved an archive ended early with {how}; no data was changed."
+        fact = f"A worker process that read an archive ended early with {how}; no data was changed."
         return FerryError(f"{fact} {tail}".strip(), _remedy(-code))
 
 
@@ -140,7 +163,8 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join([root, *(path for path in sys.path if path)])}
 
 
-def _error(message: dict[str, Any]) -> FerryError:
+def error_of(message: dict[str, Any]) -> FerryError:
+    """What a worker raised."""
     kind = getattr(errors, message["error"], ArchiveDamagedError)
     error: FerryError = kind(message["message"], message["remedy"])
     return error

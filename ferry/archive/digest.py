@@ -117,6 +117,11 @@ class ShardDigest:
         self.encoded_bytes += len(data)
         return value
 
+    def add_hash(self, point_id: PointId, value: int) -> None:
+        """Add one point by the hash that `add` has given for it."""
+        self._sums[crc32(_encode_id(point_id)) & 0xFF] += value
+        self._points += 1
+
     def merge(self, other: ShardDigest | ContentDigest) -> None:
         """Add all points of a digest of other points, e.g. of another process's part of the shard."""
         value = other.value() if isinstance(other, ShardDigest) else other

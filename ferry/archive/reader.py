@@ -9,18 +9,18 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID
 
-from qdrant_edge import CountRequest, EdgeShard, QueryRequest, Record, Sample, ScrollRequest
+from qdrant_edge import CountRequest, EdgeShard, Filter, QueryRequest, Record, Sample, ScoredPoint, ScrollRequest
 
 from ferry.archive import tar
 from ferry.errors import ArchiveDamagedError, FerryError, HeadroomError
 
-PlainId: TypeAlias = "int | str"  # as in Qdrant's JSON
+PlainId: TypeAlias = int | str  # as in Qdrant's JSON
 PAGE_POINTS = 250  # the fastest of 100, 250, 500, 1000 and 5000 (200k × 256-d, qdrant-edge 0.9.0)
 WAL_BYTES = 64 << 20  # two preallocated segments of 32 MiB that qdrant-edge opens beside the data
 
@@ -32,14 +32,19 @@ class OpenArchive:
         self._shard = shard
         self.folder = folder
 
-    def count(self) -> int:
-        """Return the exact number of points."""
+    def count(self, chosen: Filter | None = None) -> int:
+        """Return the exact number of points, all or the chosen ones."""
         with engine_errors(self.folder.name):
-            return self._shard.count(CountRequest(exact=True))
+            return self._shard.count(CountRequest(exact=True, filter=chosen))
 
-    def page(self, points: int, start: PlainId | None = None) -> tuple[list[Record], PlainId | None]:
-        """Return up to ``points`` records with payload and vectors from id ``start`` on, and the id that follows."""
-        request = ScrollRequest(offset=start, limit=points, with_payload=True, with_vector=True)
+    def page(
+        self, points: int, start: PlainId | None = None, chosen: Filter | None = None, full: bool = True
+    ) -> tuple[list[Record], PlainId | None]:
+        """Return up to ``points`` records from id ``start`` on, and the id that follows.
+
+        ``chosen`` are the points wanted; without ``full`` they come as bare ids, without payload and vectors.
+        """
+        request = ScrollRequest(offset=start, limit=points, filter=chosen, with_payload=full, with_vector=full)
         with engine_errors(self.folder.name):
             records, following = self._shard.scroll(request)
         return records, None if following is None else plain_id(following)
@@ -60,6 +65,17 @@ class OpenArchive:
             if following is None or len(kept) < len(records):
                 return
 
+    def retrieve(self, ids: Sequence[PlainId], full: bool = True) -> list[Record]:
+        """Return the records of these ids in the order of `id_order`; what is not there is left out."""
+        with engine_errors(self.folder.name):
+            records = self._shard.retrieve(list(ids), with_payload=full, with_vector=full)
+        return sorted(records, key=lambda record: id_order(plain_id(record.id)))
+
+    def query(self, request: QueryRequest) -> list[ScoredPoint]:
+        """Return the points that a search finds, the best first."""
+        with engine_errors(self.folder.name):
+            return self._shard.query(request)
+
     def sample(self, points: int) -> list[Record]:
         """Return up to ``points`` random points with payload and vectors, other ones at every call."""
         return self._random(points, full=True) if points > 0 else []
@@ -79,8 +95,7 @@ class OpenArchive:
 
     def _random(self, points: int, full: bool) -> list[Record]:
         request = QueryRequest(limit=points, query=Sample.Random, with_payload=full, with_vector=full)
-        with engine_errors(self.folder.name):
-            return list(self._shard.query(request))  # type: ignore[arg-type]  # ScoredPoint has a Record's fields
+        return list(self.query(request))  # type: ignore[arg-type]  # ScoredPoint has a Record's fields
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def scan(archive: OpenArchive, part: Part, sample: int, progress: Callable[[int]
         progress(digest.points)
         if following is None or len(kept) < len(records):
             return Scanned(digest.value(), sampler.chosen())
-        limit = _page_points((digest.encoded_bytes - bytes_before) // len(kept))
+        limit = page_points((digest.encoded_bytes - bytes_before) // len(kept))
 
 
 def joined(parts: Iterable[Scanned], sample: int) -> Scanned:
@@ -79,6 +79,6 @@ def joined(parts: Iterable[Scanned], sample: int) -> Scanned:
     return Scanned(digest.value(), sampler.chosen())
 
 
-def _page_points(point_bytes: int) -> int:
+def page_points(point_bytes: int) -> int:
     """Fewer points a page when they are large, so that memory is bounded by bytes and not by the data."""
     return max(1, min(PAGE_POINTS, PAGE_BYTES // max(1, point_bytes)))

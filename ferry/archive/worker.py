@@ -5,13 +5,19 @@ heartbeat must not be the one that opens archives. One JSON job a line on stdin;
 one ``result`` or ``error``. The worker ends when stdin closes, and dies of a broken pipe when nobody reads any more.
 
 Jobs: ``{"job": "open", "archive": path, "folder": path, "parts": n, "sample": n}`` unpacks, loads and counts;
-``{"job": "scan", "folder": path, "start": id, "stop": id, "sample": n}`` reads a part of an unpacked folder.
+``{"job": "scan", "folder": path, "start": id, "stop": id, "sample": n}`` reads a part of an unpacked folder;
+``{"job": "read", "archive": path, "folder": path, "selection": {…}}`` gives points: for each batch a line of ids and
+hashes and a line with the points themselves. It writes no faster than it is read: the pipe holds it back;
+``count`` with the same fields counts them; ``{"job": "nearest", "archive": …, "folder": …, "search": {…}}`` searches.
+``{"job": "close"}`` lets go of the folder that is open. ``archive`` may be a file, or the folder that one was unpacked
+to.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +26,11 @@ import orjson
 
 from ferry.archive import reader
 from ferry.archive.digest import point_sample
+from ferry.archive.points import Selection
+from ferry.archive.proof import link_folder
 from ferry.archive.scan import Part, scan
+from ferry.archive.search import Search, nearest
+from ferry.archive.selected import batches, chosen_by
 from ferry.errors import FerryError
 
 
@@ -31,12 +41,19 @@ class Desk:
         self._out = out
         self._stack = ExitStack()
         self._archive: reader.OpenArchive | None = None
+        self._jobs: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "open": self._open,
+            "scan": self._scan,
+            "read": self._read,
+            "close": self._close,
+            "count": lambda job: self._at(job).count(chosen_by(Selection(**job["selection"]))),
+            "nearest": lambda job: nearest(self._at(job), Search(**job["search"])),
+        }
 
     def answer(self, job: dict[str, Any]) -> None:
         """Do a job and write its result or error."""
         try:
-            done = self._open(job) if job["job"] == "open" else self._scan(job)
-            self._write({"result": done})
+            self._write({"result": self._jobs[job["job"]](job)})
         except (FerryError, ValueError) as error:
             kind = type(error).__name__ if isinstance(error, FerryError) else "ArchiveDamagedError"
             fact = error.message if isinstance(error, FerryError) else str(error)
@@ -60,6 +77,28 @@ class Desk:
         scanned = scan(archive, part, job["sample"], lambda points: self._write({"progress": points}))
         sample = [(f"{value:x}", point.model_dump()) for value, point in scanned.sample]
         return {"content": scanned.content.model_dump(), "sample": sample}
+
+    def _read(self, job: dict[str, Any]) -> int:
+        points = 0
+        for batch in batches(self._at(job), Selection(**job["selection"])):
+            points += len(batch.ids)
+            carried = [*batch.carried.items()]
+            self._write({"ids": batch.ids, "hashes": batch.hashes, "fields": batch.fields, "carried": carried})
+            self._out.write(batch.body + b"\n")
+        return points
+
+    def _close(self, job: dict[str, Any]) -> bool:
+        """Let go of the open folder, so that it may be removed."""
+        self._stack.close()
+        self._archive = None
+        return True
+
+    def _at(self, job: dict[str, Any]) -> reader.OpenArchive:
+        """The archive of a job, loaded from ``folder``: unpacked there, or linked where it is unpacked already."""
+        archive, folder = Path(job["archive"]), Path(job["folder"])
+        if not folder.exists():
+            (link_folder if archive.is_dir() else reader.unpack)(archive, folder)
+        return self._load(folder)
 
     def _load(self, folder: Path) -> reader.OpenArchive:
         if self._archive is None or self._archive.folder != folder:

@@ -110,7 +110,7 @@ def test_a_workers_error_keeps_its_kind(archive: Path, tmp_path: Path, always_cr
     broken.write_bytes(archive.read_bytes()[:-20000])
     with pytest.raises(ArchiveDamagedError, match=r"broken\.snapshot ends at byte"):
         prove_archive(broken, tmp_path / "work", "content", processes=2)
-    assert isinstance(crew._error({"error": "HeadroomError", "message": "m", "remedy": None}), HeadroomError)
+    assert isinstance(crew.error_of({"error": "HeadroomError", "message": "m", "remedy": None}), HeadroomError)
 
 
 def test_points_that_cannot_be_read_are_found(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
