@@ -7,6 +7,7 @@ whole snapshots into memory.
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _PROBES = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 _CONNECT_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _ERROR_CHARACTERS = 1000
+_WRONG = (400, 413, 422)
 _NO_SPACE = ("no space left", "not enough space")
 # After these, nobody knows whether the node did what it was asked: the request was sent, the answer did not arrive.
 _REPLY_LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.WriteTimeout, httpx.RemoteProtocolError)
@@ -60,6 +62,14 @@ class NoSpaceError(NodeRefusedError):
     """The node's disk or memory does not suffice; asking in another way does not help."""
 
 
+class WrongRequestError(NodeRefusedError):
+    """A 400, 413 or 422, or a request that costs more than a rate limit ever gives: a part of it may be taken."""
+
+
+class NodeFaultError(NodeUnreachableError):
+    """A 5xx that Qdrant itself wrote: the node is there and says why it cannot, for instance that a shard is broken."""
+
+
 class NotFoundError(NodeRefusedError):
     """A 404: the collection, shard or snapshot that the request names is not on the node."""
 
@@ -77,6 +87,8 @@ class Transport:
         self.label = self.url.split("://", 1)[-1]
         self._key = profile.api_key.get_secret_value().strip() if profile.api_key else None
         self._timeout_seconds = profile.timeout_seconds
+        self.received_bytes = 0  # bodies of the answers to `request`
+        self._lock = threading.Lock()
         headers = {"Accept-Encoding": "identity"}  # else the node gzips whole snapshots
         if self._key:
             if not (self._key.isascii() and self._key.isprintable()):
@@ -114,6 +126,8 @@ class Transport:
         with self.stream(method, path, content=content, params=params, timeout=timeout) as response:
             with self._translated(method, path):
                 body = response.read()
+            with self._lock:
+                self.received_bytes += len(body)
             return self._result(method, path, response, body)
 
     def patient_request(self, method: str, path: str, *, json: Any, attempts: int = 8) -> Any:
@@ -124,7 +138,7 @@ class Transport:
         for attempt in range(attempts):
             try:
                 return self.request(method, path, json=json)
-            except _BusyError as error:
+            except BusyError as error:
                 if attempt == attempts - 1:
                     raise
                 time.sleep(min(error.retry_after_seconds or 2.0**attempt, _LONGEST_PAUSE_SECONDS))
@@ -201,20 +215,23 @@ class Transport:
         if status == httpx.codes.TOO_MANY_REQUESTS:
             return _too_busy(msg, response.headers.get("retry-after"))
         if response.is_server_error:
-            return NodeUnreachableError(msg) if by_qdrant else ReplyLostError(msg)
+            return NodeFaultError(msg) if by_qdrant else ReplyLostError(msg)
+        if status in _WRONG:
+            return WrongRequestError(msg)
         return NotFoundError(msg) if status == httpx.codes.NOT_FOUND else NodeRefusedError(msg, _remedy(status, path))
 
 
-class _BusyError(NodeUnreachableError):
+class BusyError(NodeUnreachableError):
     """A 429; ``retry_after_seconds`` is what the node asked for."""
 
     retry_after_seconds: float | None = None
 
 
-def _too_busy(message: str, retry_after: str | None) -> NodeRefusedError | _BusyError:
+def _too_busy(message: str, retry_after: str | None) -> NodeRefusedError | BusyError:
     if "larger than rate limiter" in message:  # waiting would never help
-        return NodeRefusedError(message, "Raise read_rate_limit in the collection's strict mode.")
-    error = _BusyError(message, "The collection's strict mode limits requests: run it when there is less load.")
+        limit = "write" if "write rate limit" in message.lower() else "read"
+        return WrongRequestError(message, f"Raise {limit}_rate_limit in the collection's strict mode.")
+    error = BusyError(message, "The collection's strict mode limits requests: run it when there is less load.")
     error.retry_after_seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
     return error
 

@@ -45,12 +45,17 @@ class Node:
         """Close the connections."""
         self._transport.close()
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of all answers so far, those of `stream` left out."""
+        return self._transport.received_bytes
+
     def stream(
         self,
         method: str,
         path: str,
         *,
-        content: Iterable[bytes] | None = None,
+        content: bytes | Iterable[bytes] | None = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
@@ -143,6 +148,11 @@ class Node:
     def create_shard_key(self, name: str, body: Mapping[str, Any]) -> None:
         """Create a shard key: ``{shard_key, shards_number, replication_factor, placement}``."""
         self.request("PUT", path_of("collections", name) + "/shards", json=body, **self._by_consensus())
+
+    def drop_shard_key(self, name: str, key: str | int) -> None:
+        """Drop a shard key with its shards."""
+        path = path_of("collections", name) + "/shards/delete"
+        self.request("POST", path, json={"shard_key": key}, **self._by_consensus())
 
     def update_aliases(self, actions: list[dict[str, Any]]) -> None:
         """Apply alias actions, all or none."""

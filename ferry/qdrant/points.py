@@ -74,13 +74,21 @@ def _scroll(
 
 def retrieve_shard(node: Node, collection: str, shard_id: ShardId, ids: Sequence[PointId]) -> list[Point]:
     """The points of these ids on this node's replica, with vectors and payload; missing ones are left out."""
+    return [point for page in retrieve_pages(node, collection, shard_id, ids) for point in page]
+
+
+def retrieve_pages(node: Node, collection: str, shard_id: ShardId, ids: Sequence[PointId]) -> Iterator[list[Point]]:
+    """The same in pages of about 2 MiB of JSON."""
     # Strict mode charges one token for each id, and refuses for good what is larger than a minute's worth.
-    size = min(_MOST_IDS, _strict_limit(node, collection, "read_rate_limit") or _MOST_IDS)
-    found: list[Point] = []
-    for start in range(0, len(ids), size):
+    most = min(_MOST_IDS, _strict_limit(node, collection, "read_rate_limit") or _MOST_IDS)
+    size, start = min(most, _FIRST_PAGE_POINTS), 0
+    while start < len(ids):
         body = {"ids": list(ids[start : start + size]), "with_vector": True, "with_payload": True}
-        found += node.patient_request("POST", _points(collection, shard_id), json=body)
-    return found
+        page = node.patient_request("POST", _points(collection, shard_id), json=body)
+        start += size
+        if page:
+            size = max(1, min(most, _PAGE_BYTES // len(orjson.dumps(page[-1]))))
+            yield page
 
 
 def _strict_limit(node: Node, collection: str, limit: str) -> int | None:

@@ -40,6 +40,7 @@ CALLS: dict[str, Callable[[Node], object]] = {
     "patch_collection": lambda node: node.patch_collection(C, {}),
     "create_payload_index": lambda node: node.create_payload_index(C, "town", "keyword"),
     "create_shard_key": lambda node: node.create_shard_key(C, {"shard_key": "a"}),
+    "drop_shard_key": lambda node: node.drop_shard_key(C, "a"),
     "update_aliases": lambda node: node.update_aliases([]),
     "quotas": lambda node: node.request("GET", "/quotas"),
     "unmark_restore": lambda node: schema.unmark_restore(node, C, None),

@@ -16,7 +16,7 @@ from ferry.errors import ConfigurationError, LayoutError, NodeRefusedError, Node
 from ferry.models import PeerId, ShardId
 from ferry.profiles import ClusterProfile
 from ferry.qdrant import http, points, snapshots
-from ferry.qdrant.http import NotFoundError, ReplyLostError
+from ferry.qdrant.http import NotFoundError, ReplyLostError, WrongRequestError
 from ferry.qdrant.node import Node
 from ferry.qdrant.redaction import redact
 
@@ -126,7 +126,10 @@ def _naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (error(500, "broken"), NodeUnreachableError, True),
         (error(503, "busy"), NodeUnreachableError, True),
         (error(429, "slow down"), NodeUnreachableError, True),
-        (error(400, "wrong"), NodeRefusedError, False),
+        (error(400, "wrong"), WrongRequestError, False),
+        (error(413, "too large"), WrongRequestError, False),
+        (error(422, "unprocessable"), WrongRequestError, False),
+        (error(429, "Write rate limit exceeded, request larger than rate limiter capacity"), WrongRequestError, False),
         (error(404, "no such thing"), NotFoundError, False),
         (answer(404, "File not found: x"), NotFoundError, False),
         (error(401, "Must provide an API key"), NodeRefusedError, False),
@@ -293,7 +296,7 @@ def test_a_download_without_progress_ends(server: Server, node: Node, naps: list
     assert naps == sorted(naps)
 
 
-def test_a_stalled_download_goes_on(server: Server, node: Node) -> None:
+def test_a_stalled_download_goes_on(server: Server, node: Node, naps: list[float]) -> None:
     """Without a byte for stall_seconds the connection is given up and another one continues."""
     whole = serve_file([])
     downloaded = threading.Event()
