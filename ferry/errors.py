@@ -19,7 +19,9 @@ FerryError
 │   ├── ArchiveDamagedError   bytes, count or digest are not what the manifest says
 │   └── WrongKeyError         an archive is encrypted for a key that is not configured
 ├── RestoreError              a restore could not be finished; the live collection is untouched
+├── InPlaceError              a restore over a live collection stopped half-way; it may be mixed or unreadable
 ├── VerificationError         two things that must be equal are not
+├── StuckError                replicas of a collection are stuck, and Ferry may not mend them by itself
 ├── LimitError                a limit of the policy was passed: the backup stopped itself to spare the cluster
 └── StoppedError              a cancel was asked for and obeyed
 """
@@ -125,8 +127,16 @@ class RestoreError(FerryError):
     """A restore could not be finished; the live collection and its alias are untouched."""
 
 
+class InPlaceError(FerryError):
+    """A restore over a live collection stopped half-way: some of its replicas are overwritten, or cannot be read."""
+
+
 class VerificationError(FerryError):
     """Two things that must be equal are not."""
+
+
+class StuckError(FerryError):
+    """Replicas of a collection are stuck, and what is left to do is not Ferry's to do; the remedy has the calls."""
 
 
 class LimitError(FerryError):

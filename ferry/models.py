@@ -14,6 +14,11 @@ ShardKey = str | int
 SnapshotKind = Literal["shard", "node"]
 ProofLevel = Literal["bytes", "count", "content"]
 VerifyLevel = Literal["count", "sample", "content"]
+# shards: archives recovered on every replica. points: read out of the archives by this worker and sent.
+RestorePath = Literal["shards", "points"]
+# missing: points whose ids the live collection lacks. overwrite: also those that differ. Nothing is ever deleted.
+RecoveryMode = Literal["missing", "overwrite", "new collection"]
+KEEP_DAYS = 7  # how long a collection that an alias has left is kept, unless somebody says otherwise
 
 # Called at every part or batch with the bytes or points done since the last call; may raise StoppedError to stop.
 Progress = Callable[[int], None]

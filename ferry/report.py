@@ -1,5 +1,6 @@
 """Reports as plain rows and Markdown: the same in the Prefect UI, in the terminal and in files."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ferry.backup.plan import BackupPlan
@@ -8,7 +9,7 @@ from ferry.prune.gc import Collected
 from ferry.prune.plan import PrunePlan
 from ferry.prune.run import Pruned
 from ferry.repository.manifest import BackupRecord, CollectionEntry, CollectionManifest
-from ferry.restore.plan import RestorePlan
+from ferry.restore.plan import RestorePlan, planned_points
 from ferry.verify.replica import ReplicaVerdict
 
 Row = dict[str, Any]
@@ -116,6 +117,14 @@ def backup_verdict(record: BackupRecord) -> str:
     )
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def restore_plan_rows(plan: RestorePlan) -> list[Row]:
     """One row a node: what it needs at most."""
     return [
@@ -130,16 +139,25 @@ def restore_plan_rows(plan: RestorePlan) -> list[Row]:
 
 
 def restore_plan_text(plan: RestorePlan) -> str:
-    """The plan of a restore in words, with the reason of each choice."""
+    """The plan of a restore in words: the path, the reason of each choice, how long it takes and what is lost."""
     manifest, request = plan.manifest, plan.request
-    points = "an uncounted number of" if manifest.points is None else f"{manifest.points}"
-    reasons = "\n".join(f"- {reason}" for reason in plan.reasons)
+    counted = planned_points(plan)
+    points = "an uncounted number of" if counted is None else counted
+    place = "**in place, over the live collection**" if plan.in_place else f"as **{plan.target}**"
+    takes = (
+        "a time that nobody knows yet" if plan.expected_seconds is None else f"about {duration(plan.expected_seconds)}"
+    )
     return (
         f"Restore {manifest.collection} of {request.source_cluster} from backup {manifest.backup_id} to "
-        f"{request.cluster} as **{plan.target}**: {points} points, {len(manifest.layout)} shards × "
-        f"{plan.replication_factor} replicas, {size(plan.bytes_to_move)} to move; verified by {request.verify}.\n\n"
-        f"{reasons}\n\n{findings_text(plan.findings)}"
+        f"{request.cluster} {place} by the path **{plan.path}**: {points} points into {len(plan.shards)} shards × "
+        f"{plan.replication_factor} replicas, {size(plan.bytes_to_move)} to move, {takes}; verified by "
+        f"{request.verify}.\n\n{_listed('Why', plan.reasons)}\n\n"
+        f"{_listed('Lost or otherwise', plan.losses or ('nothing',))}\n\n{findings_text(plan.findings)}"
     )
+
+
+def _listed(title: str, sentences: Iterable[str]) -> str:
+    return "\n".join([f"{title}:\n", *(f"- {sentence}" for sentence in sentences)])
 
 
 def verdict_rows(verdicts: list[ReplicaVerdict], names: dict[int, str]) -> list[Row]:

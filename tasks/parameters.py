@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ferry.errors import ConfigurationError
 from ferry.profiles import NAME_PATTERN
+from ferry.restore.shape import Shape
 from ferry.settings import read_settings
 
 
@@ -30,7 +31,21 @@ else:
     RepositoryName = _choices("repositories")
     PolicyName = _choices("policies")
 
+__all__ = [
+    "ClusterName",
+    "KeepDays",
+    "Name",
+    "Pattern",
+    "PolicyName",
+    "Replication",
+    "RepositoryName",
+    "Seconds",
+    "Shape",
+]
+
 # Plain bounds survive into the form; descriptions come from the flow's docstring (facts/prefect.md §2).
 Replication = Annotated[int, Field(ge=1, le=64)]
+Seconds = Annotated[float, Field(ge=0, le=86400)]
+KeepDays = Annotated[int, Field(ge=0, le=3650)]
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 Pattern = Annotated[str, Field(min_length=1, max_length=255)]

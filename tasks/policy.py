@@ -116,8 +116,8 @@ def require_going(label: str, watch: LeaseWatch | None = None) -> None:
         watch.require_held()
 
 
-def progress(label: str, total: int, watch: LeaseWatch | None = None) -> Progress:
-    """Progress for one long step: stops it when the flow is over, and shows it in the UI when it is worth it.
+def progress(label: str, total: int, watch: LeaseWatch | None = None, worth: int = PROGRESS_BYTES) -> Progress:
+    """Progress for one long step: stops it when the flow is over, and shows it in the UI from a total of ``worth`` on.
 
     Raises what ``require_going`` raises, and at once when a step wakes from its pause and the flow is over.
     ``watch`` is needed where the step may run in another process than its flow.
@@ -130,7 +130,7 @@ def progress(label: str, total: int, watch: LeaseWatch | None = None) -> Progres
         nonlocal done, at
         require_going(label, watch)
         done += more
-        if total < PROGRESS_BYTES or time.monotonic() - at < PROGRESS_SECONDS:
+        if total < worth or time.monotonic() - at < PROGRESS_SECONDS:
             return
         at = time.monotonic()
         shown.show(min(100.0, 100.0 * done / total))

@@ -1,5 +1,6 @@
 """Tasks of the restore flow, in order: plan, create, recover, settle, verify, move the alias, report."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import zip_longest
@@ -13,15 +14,20 @@ from ferry.connections import Connections, connect
 from ferry.models import Progress
 from ferry.repository.lease import Lease
 from ferry.repository.lease_watch import call_back_tasks
-from ferry.restore import preflight, run, steps
+from ferry.restore import preflight, records, run, steps, stream, switch
 from ferry.restore.plan import RestorePlan, RestoreRequest
+from ferry.restore.run import Filled
+from ferry.restore.shape import PlannedStream
+from ferry.restore.stream import StreamedShard
 from ferry.verify.replica import ReplicaVerdict
 from tasks.artifacts import show_markdown, show_table
 from tasks.policy import lease_watch, progress, raise_failures, step, stop_with_the_flow
 from tasks.runs import holder, run_id
 
+PROGRESS_POINTS = 100_000  # fewer are sent before anybody looks
 
-def request_restore(cluster: str, repository: str, **wishes: Any) -> RestoreRequest:
+
+def request_restore(cluster: str, repository: str, wishes: Mapping[str, Any]) -> RestoreRequest:
     """The request of this flow run; raises ConfigurationError for an unknown profile before anything is asked."""
     connect(cluster, repository)
     return RestoreRequest(restore_id=run_id(), cluster=cluster, repository=repository, **wishes)
@@ -89,22 +95,53 @@ def _progress(work: steps.ReplicaWork, verb: str, total: int) -> Progress:
     return progress(f"{verb} {work.label}", total, watch)
 
 
+def fill_target(planned: RestorePlan, replicas: list[steps.ReplicaWork], lease: Lease) -> list[Filled]:
+    """Give the new collection its points by the planned path; raises what failed."""
+    if planned.path == "shards":
+        return on_every_replica(recover_replica, replicas, "recovering", lease)
+    held = (lease.key, lease.fencing)
+    lanes = run.lanes_of_streams(_connections(planned.request), planned)
+    send: Any = stream_shard
+    return _in_lanes(lambda source, after: send.submit(planned, source, held, wait_for=after), lanes, lease)
+
+
+@step("stream shard", "stream shard {source.source}")
+def stream_shard(planned: RestorePlan, source: PlannedStream, lease: tuple[str, int]) -> StreamedShard:
+    """Read the points of one shard of the backup out of its archive, and send them."""
+    connections = _connections(planned.request)
+    points = dict(planned.manifest.proofs())[source.source].points or 0
+    watch = lease_watch(connections.store, *lease)
+    tell = progress(f"stream shard {source.source}", points, watch, worth=PROGRESS_POINTS)
+    return stream.stream_shard(connections, planned, source, tell)
+
+
 def on_every_replica(work: Any, replicas: list[steps.ReplicaWork], what: str, lease: Lease) -> list[Any]:
     """Run a task for each replica: nodes beside each other, one replica at a time on each; raises what failed."""
+    lanes = steps.lanes_of_replicas(replicas)
+    return _in_lanes(lambda replica, after: work.submit(replica, wait_for=after), lanes, lease, what)
+
+
+def _in_lanes(
+    submit: Callable[[Any, Any], PrefectFuture[Any]],
+    lanes: Sequence[Sequence[Any]],
+    lease: Lease,
+    what: str = "sending points",
+) -> list[Any]:
+    """Submit what is in the lanes, one after another in each; a failure does not stop the lane."""
     futures: list[PrefectFuture[Any]] = []
     tails: dict[int, list[Any]] = {}
     with stop_with_the_flow(futures, partial(call_back_tasks, lease)):
-        for row in zip_longest(*steps.lanes_of_replicas(replicas)):
-            for lane, replica in enumerate(row):
-                if replica is not None:
-                    futures.append(work.submit(replica, wait_for=tails.get(lane)))
+        for row in zip_longest(*lanes):
+            for lane, item in enumerate(row):
+                if item is not None:
+                    futures.append(submit(item, tails.get(lane)))
                     tails[lane] = [allow_failure(futures[-1])]
         wait(futures)
     raise_failures(futures, what)
     return [future.result() for future in futures]
 
 
-def require_equal(planned: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
+def require_equal(planned: RestorePlan, filled: list[Filled], verdicts: list[ReplicaVerdict]) -> None:
     """Show what was compared; raise VerificationError when one replica differs from the proof."""
     names = {int(node.peer_id): node.label for node in planned.layout.nodes}
     show_table(
@@ -112,7 +149,7 @@ def require_equal(planned: RestorePlan, verdicts: list[ReplicaVerdict]) -> None:
         report.verdict_rows(verdicts, names),
         f"Replicas of {planned.target} compared with the proof of backup {planned.manifest.backup_id}",
     )
-    run.require_equal(planned, verdicts)
+    run.require_equal(planned, filled, verdicts)
 
 
 @step("keep target", "keep {planned.target}")
@@ -124,14 +161,13 @@ def keep_target(planned: RestorePlan) -> None:
 @step("move alias", "move alias {planned.request.alias}")
 def move_alias(planned: RestorePlan) -> None:
     """Put the new collection into service, in one atomic request."""
-    steps.move_alias(_connections(planned.request), planned)
+    switch.move_alias(_connections(planned.request), planned)
 
 
 @step("report restore", "report {planned.target}")
-def report_restore(
-    planned: RestorePlan, recovered: list[steps.RecoveredReplica], verdicts: list[ReplicaVerdict]
-) -> None:
-    """Say how it went."""
-    findings = planned.findings + tuple(finding for replica in recovered for finding in replica.findings)
+def report_restore(planned: RestorePlan, recovered: list[Filled], verdicts: list[ReplicaVerdict]) -> None:
+    """Say how it went, also in the bucket: the next plan expects the time that this one took."""
+    records.note_finished(_connections(planned.request), planned, recovered, verdicts)
+    findings = planned.findings + tuple(finding for part in recovered for finding in part.findings)
     text = report.restore_verdict(planned, verdicts, findings)
     show_markdown(("restored", planned.request.cluster, planned.target), text, f"Restore of {planned.target}")

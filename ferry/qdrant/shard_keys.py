@@ -43,6 +43,9 @@ def shard_key_steps(layout: Sequence[ShardLayout]) -> list[ShardKeyStep]:
     fillers: list[ShardKeyStep] = []
     following: int = FIRST_ID
     for key, held in sorted(ids.items(), key=lambda pair: pair[1][0]):
+        if held[0] < following:
+            msg = f"Key {key!r} has shard {held[0]}; numbers of keyed shards begin at {FIRST_ID}."
+            raise RestoreError(msg)
         if gap := held[0] - following:
             filler = ShardKeyStep(action="create", key=_unused_key(following, ids), shards=gap)
             steps.append(filler)

@@ -126,10 +126,27 @@ class Keys:
         """The folder of all holds on backups of a cluster."""
         return f"{self.prefix}/holds/{encode_name(cluster)}/"
 
+    def restore(self, cluster: str, restore_id: BackupId) -> str:
+        """The record of a restore into that cluster; its id looks like a backup's."""
+        parse_backup_id(restore_id)
+        return f"{self.restores_prefix(cluster)}{restore_id}.json"
+
+    def restores_prefix(self, cluster: str) -> str:
+        """The folder with the records of the last restores into a cluster."""
+        return f"{self.prefix}/restores/{encode_name(cluster)}/"
+
     def readers_prefix(self, cluster: str, backup_id: BackupId | None = None) -> str:
         """The folder with one mark for each reader of a backup, or of any backup of a cluster."""
         folder = f"{self.prefix}/readers/{encode_name(cluster)}/"
         return folder if backup_id is None else f"{folder}{backup_id}/"
+
+    def switches_prefix(self, cluster: str) -> str:
+        """The folder with one record for each alias of a cluster that a restore has moved."""
+        return f"{self.prefix}/switches/{encode_name(cluster)}/"
+
+    def switch(self, cluster: str, alias: str) -> str:
+        """The record of the last switch of an alias."""
+        return _checked(f"{self.switches_prefix(cluster)}{encode_name(alias)}.json")
 
     @property
     def conformance(self) -> str:

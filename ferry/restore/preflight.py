@@ -1,18 +1,22 @@
 """Finding the backup, asking the target, and refusing what would not work, before anything is created."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ferry.connections import Connections
 from ferry.errors import FerryError, LeaseHeldError
-from ferry.qdrant.resources import read_headroom, require_headroom
+from ferry.models import ClusterLayout, Finding, PeerId
+from ferry.qdrant.resources import Need, read_headroom, require_headroom
 from ferry.qdrant.rights import MANAGE, require_right
 from ferry.repository.journal import Entry, unsettled
 from ferry.repository.lease import Lease, acquire
 from ferry.repository.manifest import CollectionManifest
+from ferry.restore.field_keys import keys_by_field
 from ferry.restore.plan import RestorePlan, RestoreRequest, plan_restore, target_name
-from ferry.restore.source import require_archives
+from ferry.restore.rates import with_expectation
+from ferry.restore.shape import chosen_shards
+from ferry.restore.source import archives_of, require_archives
 from ferry.restore.steps import drop
 from ferry.verify.spool import require_spool
 
@@ -44,15 +48,37 @@ def prepare(connections: Connections, request: RestoreRequest) -> RestorePlan:
     cluster = connections.cluster
     # None of the other collections is looked into: one of them may be broken, and be the reason for this restore.
     layout = cluster.read_layout(include=())
-    plan = plan_restore(request, manifest, layout)
+    field, chosen = request.shape.key_field, {shard.shard_id for shard in chosen_shards(manifest.layout, request.shape)}
+    field_keys = keys_by_field(connections, manifest, field, shards=chosen) if field else ()
+    plan = plan_restore(request, manifest, layout, field_keys)
+    findings = require_feasible(connections, layout, [plan], plan.needs)
+    return with_expectation(connections, plan.model_copy(update={"findings": plan.findings + tuple(findings)}))
+
+
+def require_feasible(
+    connections: Connections, layout: ClusterLayout, plans: Sequence[RestorePlan], needs: Mapping[PeerId, Need]
+) -> list[Finding]:
+    """What is worth knowing of nodes that could do these restores, with ``needs`` for all of them together.
+
+    Raises a PreflightError where the key, the nodes' health, an archive, the spool or the room does not allow it.
+    """
+    cluster = connections.cluster
     require_right(cluster, MANAGE)
     findings = cluster.require_quiet(layout)
-    require_archives(connections, plan)
-    if manifest.kind == "node":
-        require_spool(connections.worker, 2 * max(archive.bytes for archive in manifest.archives), len(layout.nodes))
+    for plan in plans:
+        require_archives(connections, plan)
+        _require_spool(connections, plan)
     headrooms = read_headroom(cluster, layout)
-    findings += require_headroom(headrooms, plan.needs, cluster.profile.headroom.when_unknown)
-    return plan.model_copy(update={"findings": plan.findings + tuple(findings)})
+    return findings + require_headroom(headrooms, needs, cluster.profile.headroom.when_unknown)
+
+
+def _require_spool(connections: Connections, plan: RestorePlan) -> None:
+    """Archives that this worker opens, or cuts shards out of, need room on its disk."""
+    largest = max((archive.bytes for archive in archives_of(plan)), default=0)
+    if plan.path == "points":
+        require_spool(connections.worker, largest, min(len(plan.streams), connections.worker.parallel_proofs))
+    elif plan.manifest.kind == "node":
+        require_spool(connections.worker, 2 * largest, len(plan.layout.nodes))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def require_archives(connections: Connections, plan: RestorePlan) -> None:
 
     Raises WrongKeyError when they are encrypted and the identity does not open them.
     """
-    for archive in plan.manifest.archives:
+    for archive in archives_of(plan):
         key, held_bytes = object_key(connections, plan, archive), archive.held[0]
         found = connections.store.head(key)
         if found is None or found.bytes != held_bytes:
@@ -36,9 +36,16 @@ def require_archives(connections: Connections, plan: RestorePlan) -> None:
     _require_key(connections, plan)
 
 
+def archives_of(plan: RestorePlan) -> list[ArchiveRecord]:
+    """The archives that the plan reads, each once."""
+    read = plan.sources
+    found = {archive.key: archive for shard, archive in plan.manifest.best_shards() if shard.shard_id in read}
+    return list(found.values())
+
+
 def _require_key(connections: Connections, plan: RestorePlan) -> None:
     """One archive of each key: the identity is of the first recipient, or it opens what is in the bucket."""
-    sealed = {archive.key_id: archive for archive in plan.manifest.archives if archive.encoding != "plain"}
+    sealed = {archive.key_id: archive for archive in archives_of(plan) if archive.encoding != "plain"}
     for key_id, archive in sealed.items():
         key = object_key(connections, plan, archive)
         where = connections.store.where(key)
@@ -58,9 +65,10 @@ def object_key(connections: Connections, plan: RestorePlan, archive: ArchiveReco
 
 
 def source_of(plan: RestorePlan, shard_id: ShardId) -> tuple[ShardRecord, ArchiveRecord]:
-    """The archive that a shard is restored from."""
+    """The shard of the backup that a shard of the target equals, and the archive that holds it."""
+    planned = {shard.shard_id: shard.source for shard in plan.shards}
     for shard, archive in plan.manifest.best_shards():
-        if shard.shard_id == shard_id:
+        if shard.shard_id == planned.get(shard_id):
             return shard, archive
     msg = f"{plan.target}/shard {shard_id}: the manifest has no archive of that shard."
     raise RestoreError(msg)
@@ -73,7 +81,7 @@ def upload_replica(
 
     Raises ArchiveDamagedError or WrongKeyError; the node drops then what it had of it.
     """
-    _, archive = source_of(plan, shard_id)
+    source, archive = source_of(plan, shard_id)
     key, form = object_key(connections, plan, archive), form_of(archive)
     if archive.kind == "shard":
         told = _told(snapshot_blocks(connections, key, form, progress), progress)
@@ -81,7 +89,7 @@ def upload_replica(
         return
     with spooled(connections, key, form, progress) as path:
         part = path.with_name("shard.snapshot")
-        split_shard(path, shard_id, part)
+        split_shard(path, source.shard_id, part)
         with part.open("rb") as file:
             blocks = iter(lambda: file.read(1 << 20), b"")
             size, sha256 = part.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

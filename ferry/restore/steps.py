@@ -18,10 +18,11 @@ from ferry.qdrant import points, snapshots
 from ferry.qdrant.http import NoSpaceError, NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
 from ferry.qdrant.schema import restore_mark, schema_differences, unmark_restore
-from ferry.repository.manifest import ArchiveRecord
+from ferry.repository.manifest import ArchiveRecord, ShardRecord
 from ferry.restore.plan import RestorePlan
 from ferry.restore.source import by_url, object_key, source_of, upload_replica
-from ferry.verify.replica import ReplicaVerdict, verify_replica
+from ferry.restore.switch import plan_move
+from ferry.verify.replica import ReplicaVerdict, read_replica, verify_replica
 
 log = logging.getLogger(__name__)
 ACTIVE_SECONDS = 300.0
@@ -39,6 +40,7 @@ class ReplicaWork(Value):
     shard_id: ShardId
     node: NodeInfo
     lease: tuple[str, int] | None = None  # its key and fencing number, for steps in other processes than their run
+    points_planned: int | None = None  # what it held when it was planned to be overwritten in place
 
     @property
     def label(self) -> str:
@@ -71,6 +73,7 @@ def create_target(connections: Connections, plan: RestorePlan) -> list[ReplicaWo
     entry = journal.note("collection", target, {"collection": target})
     first.create_collection(target, plan.creation_body)
     journal.update(entry, created=True)
+    _make_keys(first, plan)
     if plan.patch_body:
         first.patch_collection(target, plan.patch_body)
     for field, schema in plan.payload_indexes:
@@ -82,26 +85,38 @@ def create_target(connections: Connections, plan: RestorePlan) -> list[ReplicaWo
     ]
 
 
+def _make_keys(node: Node, plan: RestorePlan) -> None:
+    """Make the shard keys in the planned order, and drop those that only held a number's place."""
+    copies = {shard.key: shard.copies for shard in plan.shards}
+    for step in plan.key_steps:
+        if step.action == "drop":
+            node.drop_shard_key(plan.target, step.key)
+            continue
+        factor = copies.get(step.key, 1)
+        body = {"shard_key": step.key, "shards_number": step.shards, "replication_factor": factor}
+        node.create_shard_key(plan.target, body)
+
+
 def _placed(connections: Connections, plan: RestorePlan) -> CollectionLayout:
-    """The new collection with every copy of every shard Active on every node's view.
+    """The new collection with every copy of every shard Active on every node's view, under its planned number and key.
 
     Nodes show some of the shards or none right after creating (seen on 1.16.3 under load), and all that they show is
     Active: a replica that is overlooked here would stay empty and be read from.
     """
     cluster, target = connections.cluster, plan.target
-    wanted = {shard.shard_id: ["Active"] * plan.replication_factor for shard in plan.manifest.layout}
+    wanted = {shard.shard_id: (shard.key, ["Active"] * shard.copies) for shard in plan.shards}
     deadline = time.monotonic() + PLACED_SECONDS
     while True:
         cluster.wait_until_active(target, None, ACTIVE_SECONDS)
         layout = cluster.read_layout([escape(target)]).collection(target)
         shards = layout.shards if layout else ()
-        if layout and wanted == {shard.shard_id: [each.state for each in shard.replicas] for shard in shards}:
+        found = {shard.shard_id: (shard.key, [each.state for each in shard.replicas]) for shard in shards}
+        if layout and found == wanted:
             return layout
         if time.monotonic() >= deadline:
-            found = {shard.shard_id: len(shard.replicas) for shard in shards}
             msg = (
-                f"{target} has copies of shards {found} after {PLACED_SECONDS:.0f} s; "
-                f"planned were {plan.replication_factor} of each of {sorted(wanted)}. It will be dropped again."
+                f"{target} has shards {found} after {PLACED_SECONDS:.0f} s; planned were {wanted}. "
+                "It will be dropped again."
             )
             raise RestoreError(msg, "Run the restore again.")
         time.sleep(POLL_SECONDS)
@@ -177,8 +192,7 @@ def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
             silence.heard(error)
             continue
         try:
-            counted = points.count(node, work.plan.target, work.shard_id)
-            if counted == shard.proof.points or (counted and shard.proof.points is None):
+            if _arrived(node, work, shard):
                 return
         except NodeUnreachableError:
             pass  # it loads the shard
@@ -187,6 +201,15 @@ def _await_recovery(node: Node, work: ReplicaWork, process: str) -> None:
             raise ReplyLostError(msg)
     msg = f"{work.label}: nobody knows whether the node has recovered the shard."
     raise SnapshotError(msg, "Look at the node's log, then run the restore again.")
+
+
+def _arrived(node: Node, work: ReplicaWork, shard: ShardRecord) -> bool:
+    """Whether a replica holds its shard. In place it held points before, maybe as many: those sampled must agree."""
+    if work.plan.in_place is None:
+        counted = points.count(node, work.plan.target, work.shard_id)
+        return counted == shard.proof.points or (bool(counted) and shard.proof.points is None)
+    compared = verify_replica(node, work.plan.target, work.shard_id, shard.proof, "sample")
+    return shard.proof.points is not None and not compared.problems
 
 
 def _fallback_finding(work: ReplicaWork, error: FerryError) -> Finding:
@@ -212,7 +235,7 @@ def settle_target(connections: Connections, plan: RestorePlan, progress: Progres
     while True:
         found = first.collection(plan.target)
         differences = schema_differences(
-            plan.manifest.config, plan.manifest.payload_schema, found["config"], found["payload_schema"]
+            plan.config, plan.manifest.payload_schema, found["config"], found["payload_schema"]
         )
         if not differences or time.monotonic() > deadline:
             return differences
@@ -221,34 +244,23 @@ def settle_target(connections: Connections, plan: RestorePlan, progress: Progres
 
 
 def verify_restored(connections: Connections, work: ReplicaWork, progress: Progress = no_progress) -> ReplicaVerdict:
-    """Compare one recovered replica with the proof of its shard."""
-    shard, _ = source_of(work.plan, work.shard_id)
+    """Compare one replica with the proof of its shard; where points were sent, read it for `combined_problems`."""
+    plan, level = work.plan, work.plan.request.verify
     node = connections.cluster.node(work.node.peer_id)
     node.require_identity()
-    return verify_replica(node, work.plan.target, shard.shard_id, shard.proof, work.plan.request.verify, progress)
-
-
-def move_alias(connections: Connections, plan: RestorePlan) -> None:
-    """Point the alias at the new collection in one atomic request; refused when somebody moved it meanwhile."""
-    alias = plan.request.alias
-    if not alias:
-        return
-    first = connections.cluster.node(plan.layout.nodes[0].peer_id)
-    current = first.aliases().get(alias)
-    if current != plan.alias_from:
-        msg = f"Alias {alias} pointed at {plan.alias_from or 'nothing'} when planned and at {current or 'nothing'} now."
-        raise RestoreError(
-            msg, f"{plan.target} is restored and verified; move the alias yourself if that is still what you want."
-        )
-    actions: list[dict[str, dict[str, str]]] = []
-    if current:
-        actions.append({"delete_alias": {"alias_name": alias}})
-    actions.append({"create_alias": {"alias_name": alias, "collection_name": plan.target}})
-    first.update_aliases(actions)
+    if plan.path == "points":
+        sample = [point for shard, proof in plan.manifest.proofs() if shard in plan.sources for point in proof.sample]
+        return read_replica(node, plan.target, work.shard_id, level, sample, progress)
+    shard, _ = source_of(plan, work.shard_id)
+    return verify_replica(node, plan.target, work.shard_id, shard.proof, level, progress)
 
 
 def keep_target(connections: Connections, plan: RestorePlan) -> None:
-    """Take the new collection out of the journal: from here on it is the operator's, and no run drops it."""
+    """Take the new collection out of the journal: from here on it is the operator's, and no run drops it.
+
+    What its alias is to do is noted before, so that a kill between here and there leaves nothing unknown.
+    """
+    plan_move(connections, plan)
     journal = connections.journal(plan.request.restore_id)
     if entry := journal.find("collection", plan.target):
         first = connections.cluster.node(plan.layout.nodes[0].peer_id)

@@ -1,7 +1,10 @@
-"""Comparing one replica on a live node with the proof of its shard."""
+"""Comparing one replica on a live node with the proof of its shard, or reading it for a comparison of many."""
+
+import time
+from collections.abc import Sequence
 
 from ferry.archive.decimals import as_meant
-from ferry.archive.digest import ShardDigest, point_fields
+from ferry.archive.digest import ContentDigest, PointSample, ShardDigest, point_fields, point_sample
 from ferry.archive.proof import Proof
 from ferry.models import PeerId, Progress, ShardId, Value, VerifyLevel, no_progress
 from ferry.qdrant import points as qdrant_points
@@ -11,7 +14,10 @@ SCROLL_POINTS = 1000
 
 
 class ReplicaVerdict(Value):
-    """What was compared on one replica, and what differs; ``problems`` is empty when all is equal."""
+    """What was compared on one replica, and what differs; ``problems`` is empty when all is equal.
+
+    ``content`` and ``found`` (those of the sampled points that it holds) are there when it was only read.
+    """
 
     collection: str
     shard_id: ShardId
@@ -20,7 +26,10 @@ class ReplicaVerdict(Value):
     points: int
     compared: int
     digest: str | None = None
+    seconds: float = 0.0
     problems: tuple[str, ...] = ()
+    content: ContentDigest | None = None
+    found: tuple[PointSample, ...] = ()
 
 
 def verify_replica(
@@ -30,7 +39,7 @@ def verify_replica(
 
     Reads that node's own replica through the local-shard routes, so another node's copy never answers for it.
     """
-    points = qdrant_points.count(node, collection, shard_id)
+    began, points = time.monotonic(), qdrant_points.count(node, collection, shard_id)
     problems = []
     if proof.points is not None and points != proof.points:
         problems.append(f"{points} points, the proof says {proof.points}")
@@ -54,7 +63,42 @@ def verify_replica(
         points=points,
         compared=compared,
         digest=digest,
+        seconds=round(time.monotonic() - began, 3),
         problems=tuple(problems),
+    )
+
+
+def read_replica(
+    node: Node,
+    collection: str,
+    shard_id: ShardId,
+    level: VerifyLevel,
+    sample: Sequence[PointSample] = (),
+    progress: Progress = no_progress,
+) -> ReplicaVerdict:
+    """Read one replica that no proof of its own is there for: its exact count, and its digest or its sampled points.
+
+    `ferry.verify.combined` compares all of a collection's replicas with the proofs together.
+    """
+    began, points = time.monotonic(), qdrant_points.count(node, collection, shard_id)
+    content, found = None, []
+    if level == "content":
+        content = shard_digest(node, collection, shard_id, progress).value()
+    elif level == "sample":
+        ids = [point.id for point in sample]
+        answers = qdrant_points.retrieve_shard(node, collection, shard_id, ids)
+        found = [point_sample(each["id"], each.get("payload"), as_meant(each.get("vector"))) for each in answers]
+    return ReplicaVerdict(
+        collection=collection,
+        shard_id=shard_id,
+        peer_id=node.peer_id,
+        level=level,
+        points=points,
+        compared=content.points if content else len(found),
+        digest=content.digest if content else None,
+        seconds=round(time.monotonic() - began, 3),
+        content=content,
+        found=tuple(found),
     )
 
 

@@ -14,7 +14,6 @@ from ferry.models import ShardId
 from ferry.profiles import ClusterProfile
 from ferry.qdrant import snapshots
 from ferry.qdrant.cluster import Cluster
-from ferry.qdrant.shard_keys import shard_key_steps
 from ferry.repository.manifest import BackupRecord, CollectionManifest
 from ferry.verify.replica import shard_digest
 from sandbox.fault_proxy import RotatingProxy
@@ -95,11 +94,10 @@ def make_keyed(api: Api) -> None:
     api.call("POST", "/collections/keyed/shards/delete", {"shard_key": "gone"})
 
 
-def test_shards_with_keys_are_backed_up_whole_and_their_manifest_is_enough(workshop: Workshop, api: Api) -> None:
-    """Keys made in odd order, one dropped: a plain restore is refused, and by hand the manifest gives every id again.
+def test_shards_with_keys_come_back_under_the_same_numbers(workshop: Workshop, api: Api) -> None:
+    """Keys made in odd order, with several shards, one dropped: every replica equals its archive, key by key.
 
-    After the archives are in shards of the same ids, writing every point again makes none twice: each went to the
-    shard that already held it.
+    Writing every point again makes none twice: each went to the shard that already held it.
     """
     make_keyed(api)
     record = back_up(workshop)
@@ -108,42 +106,21 @@ def test_shards_with_keys_are_backed_up_whole_and_their_manifest_is_enough(works
     assert {record.shard_id: record.shard_key for record, _ in manifest.best_shards()} == IDS
     assert [len(shard.replicas) for shard in manifest.layout] == [1, 1, 2, 2, 1]
     assert manifest.points == sum(30 * shards - 1 for key, shards, _ in KEYS if key != "gone")
-    with pytest.raises(PreflightError, match="sharded by keys"):
-        restore(workshop, record, "keyed")
 
+    restored = restore(workshop, record, "keyed", into="keyed")
+    assert restored.plan.path == "shards"
+    layout = workshop.connect("target").cluster.read_layout(["keyed"]).collection("keyed")
+    assert layout is not None
+    assert {shard.shard_id: shard.key for shard in layout.shards} == IDS
+    assert [len(shard.replicas) for shard in layout.shards] == [1, 1, 2, 2, 1]
+    assert len(restored.verdicts) == 7
     with Api(workshop.clusters["target"].urls[0]) as target:
-        bring_back_by_hand(workshop, target, manifest)
-        assert target.count("keyed") == manifest.points
         for key, shards, _ in KEYS:
             if key != "gone":
                 points = [{"id": n, "vector": [1.0, n / 7, 2.0, 3.0]} for n in range(1, 30 * shards)]
                 target.call("PUT", "/collections/keyed/points?wait=true", {"points": points, "shard_key": key})
         assert target.count("keyed") == manifest.points
-
-
-def bring_back_by_hand(shop: Workshop, target: Api, manifest: CollectionManifest) -> None:
-    """Keys in the order that the manifest gives, then every archive into the shard of its own id."""
-    target.call("PUT", "/collections/keyed", VECTORS | {"sharding_method": "custom"})
-    for step in shard_key_steps(manifest.layout):
-        if step.action == "drop":
-            target.call("POST", "/collections/keyed/shards/delete", {"shard_key": step.key})
-            continue
-        body = {"shard_key": step.key, "shards_number": step.shards, "replication_factor": 1}
-        target.call("PUT", "/collections/keyed/shards", body)
-    connections = shop.connect("target")
-    layout = connections.cluster.read_layout(["keyed"]).collection("keyed")
-    assert layout is not None
-    assert {shard.shard_id: shard.key for shard in layout.shards} == IDS
-    source = shop.connect("source")
-    folder = source.keys.collection_prefix("source", manifest.backup_id, "keyed")
-    for shard, archive in manifest.best_shards():
-        (peer,) = (found.replicas[0].peer_id for found in layout.shards if found.shard_id == shard.shard_id)
-        node = connections.cluster.node(peer)
-        location = source.store.presign(folder + archive.key)
-        snapshots.recover_shard(node, "keyed", shard.shard_id, location=location, checksum=archive.sha256)
-        live = shard_digest(node, "keyed", shard.shard_id)
-        assert shard.proof.content is not None
-        assert live.hexdigest == shard.proof.content.digest
+    assert workshop.leftovers() == []
 
 
 STRICT = {

@@ -61,10 +61,16 @@ def test_the_plan_remembers_where_the_alias_pointed() -> None:
     assert plan_restore(request(alias="live"), BACKUP, target).alias_from == "old"
 
 
-def test_a_target_older_than_the_source_is_refused() -> None:
-    """Snapshots go to the same or the next minor, never back."""
-    with pytest.raises(VersionError):
-        plan_restore(request(), BACKUP, layout([node(1, "1.15.5")], []))
+def test_a_target_older_than_the_source_gets_points() -> None:
+    """Snapshots go to the same or the next minor, never back; points go anywhere. Who asks for archives is refused."""
+    older = layout([node(1, "1.15.5")], [])
+    plan = plan_restore(request(), BACKUP, older)
+    assert plan.path == "points"
+    assert "older than the backup's 1.16.3" in plan.reasons[0]
+    assert any("the vector index" in loss for loss in plan.losses)
+    with pytest.raises(VersionError, match=r"older than the backup's 1\.16\.3") as caught:
+        plan_restore(request(path="shards"), BACKUP, older)
+    assert "points" in (caught.value.remedy or "")
 
 
 def test_a_manifest_that_lacks_a_shard_is_refused() -> None:
@@ -73,11 +79,15 @@ def test_a_manifest_that_lacks_a_shard_is_refused() -> None:
         plan_restore(request(), manifest(DOCS, [archive(0)]), TARGET)
 
 
-def test_custom_sharding_is_refused_until_its_ids_can_be_reproduced() -> None:
-    """Qdrant 10135: restoring shard keys wrongly loses every point without an error."""
-    keyed = collection("docs", [shard(0, [1])], sharding_method="custom")
-    with pytest.raises(PreflightError, match="sharded by keys"):
-        plan_restore(request(), manifest(keyed, [archive(0)]), TARGET)
+def test_shard_keys_get_the_numbers_again_that_their_points_lie_by() -> None:
+    """Within a key of several shards Qdrant goes by their numbers: 2 and 3 come again behind a 1 that goes again."""
+    shards = [shard(number, [1]).model_copy(update={"key": "a"}) for number in (2, 3)]
+    keyed = collection("docs", shards, sharding_method="custom")
+    plan = plan_restore(request(), manifest(keyed, [archive(2), archive(3)]), TARGET)
+    assert plan.path == "shards"
+    assert [(each.shard_id, each.key, each.source) for each in plan.shards] == [(2, "a", 2), (3, "a", 3)]
+    steps = [(step.action, step.shards) for step in plan.key_steps]
+    assert steps == [("create", 1), ("create", 2), ("drop", 1)]
 
 
 @given(sizes=st.lists(st.integers(1, 10**9), min_size=1, max_size=8), nodes=st.integers(1, 5), factor=st.integers(1, 5))
