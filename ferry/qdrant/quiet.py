@@ -17,7 +17,7 @@ _BUSY = {
     ),
 }
 # A Listener takes writes and serves no reads; it is a lasting state by the operator's choice, not a sick replica.
-_AT_REST = frozenset({"Active", "Listener"})
+AT_REST = frozenset({"Active", "Listener"})
 
 
 def quiet_problems(label: str, views: Mapping[str, CollectionView], telemetry: Mapping[str, Any]) -> list[str]:
@@ -56,7 +56,7 @@ def unready_replicas(label: str, view: CollectionView, expect: Mapping[ShardId, 
     missing = [
         f"{label} sees shard {shard_id} on peer {peer_id} {state}"
         for (shard_id, peer_id), state in sorted(view.replicas.items())
-        if state not in _AT_REST
+        if state not in AT_REST
     ]
     for shard_id, peers in sorted((expect or {}).items()):
         missing += [
@@ -73,7 +73,7 @@ def _replica_problems(name: str, view: CollectionView) -> list[str]:
     return [
         f"shard {shard_id} of {name} is {state} on peer {peer_id}"
         for (shard_id, peer_id), state in sorted(view.replicas.items())
-        if state not in _AT_REST
+        if state not in AT_REST
     ]
 
 
