@@ -9,10 +9,12 @@ import importlib
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias, get_args
 
 from ferry.errors import FerryError
-from ferry.models import ProofLevel, SnapshotKind, VerifyLevel
+from ferry.models import KEEP_DAYS, ProofLevel, RecoveryMode, RestorePath, SnapshotKind, VerifyLevel
 
 # The module that runs each command; imported when it is called, so that --help needs no S3 client.
 _MODULES = {
@@ -21,8 +23,17 @@ _MODULES = {
     "list": "ferry.cli.listing",
     "show": "ferry.cli.show",
     "verify": "ferry.cli.verify",
+    "diff": "ferry.cli.diff",
+    "query": "ferry.cli.query",
+    "recover": "ferry.cli.recover",
     "backup": "ferry.cli.backup",
     "restore": "ferry.cli.restore",
+    "plan": "ferry.cli.restore",
+    "restore-in-place": "ferry.cli.in_place",
+    "restore-cluster": "ferry.cli.restore_cluster",
+    "finish": "ferry.cli.finish",
+    "roll-back": "ferry.cli.roll_back",
+    "mend": "ferry.cli.mend",
     "prune": "ferry.cli.prune",
     "gc": "ferry.cli.gc",
     "hold": "ferry.cli.hold",
@@ -62,8 +73,12 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="ferry", description="Qdrant backups by hand, without Prefect.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_looking(commands, every, stored)
+    _add_points(commands, stored)
     _add_backup(commands, stored)
     _add_restore(commands, stored)
+    _add_in_place(commands, stored)
+    _add_switching(commands, stored)
+    _add_mend(commands, every)
     _add_deleting(commands, stored)
     return whole
 
@@ -86,6 +101,40 @@ def _add_looking(commands: Commands, every: argparse.ArgumentParser, stored: arg
     verify.add_argument("cluster")
     verify.add_argument("backup", nargs="?", default="latest", help="its id, or latest (default)")
     verify.add_argument("--collection", metavar="NAME", help="only this collection")
+    diff = commands.add_parser("diff", parents=[stored], help="which points differ between two backups, or a live one")
+    diff.add_argument("first", metavar="FIRST", help="the older: CLUSTER/BACKUP/COLLECTION or live:CLUSTER/COLLECTION")
+    diff.add_argument("second", metavar="SECOND", help="the newer, in the same form; BACKUP is an id, or latest")
+    diff.add_argument("--out", type=Path, metavar="FILE", help="write every point that differs as a line of JSON")
+    diff.add_argument("--json", action="store_true")
+
+
+def _add_points(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    chosen = argparse.ArgumentParser(add_help=False, parents=[stored])
+    chosen.add_argument("--filter", metavar="JSON", help="points that Qdrant's filter selects; @FILE reads it")
+    chosen.add_argument(
+        "--ids", metavar="LIST", help="ids, with commas between them; @FILE: one a line, or diff's lines"
+    )
+    query = commands.add_parser("query", parents=[chosen], help="ask a backup without restoring it")
+    query.add_argument("backup", help="its id, or latest")
+    query.add_argument("collection", help="its name in the backup")
+    query.add_argument("question", choices=("count", "scroll", "nearest"))
+    query.add_argument("--cluster", metavar="NAME", help="whose backup; may be left out when there is only one")
+    query.add_argument("--limit", type=int, default=10, metavar="N", help="at most so many points (10)")
+    query.add_argument("--offset", metavar="ID", help="scroll from this id on")
+    query.add_argument("--vector", metavar="JSON", help="nearest to this vector")
+    query.add_argument("--like", metavar="ID", help="nearest to the vector of this point")
+    query.add_argument("--using", metavar="NAME", help="vectors of that name")
+    query.add_argument("--exact", action="store_true", help="compare with every point, not by the index")
+    query.add_argument("--vectors", action="store_true", help="show the points' vectors, too")
+    query.add_argument("--json", action="store_true")
+    recover = commands.add_parser("recover", parents=[chosen], help="put chosen points of a backup back")
+    recover.add_argument("collection", help="its name in the backup")
+    recover.add_argument("--cluster", required=True, metavar="NAME", help="the cluster to write to")
+    recover.add_argument("--source-cluster", required=True, metavar="NAME", help="the cluster the backup was made of")
+    recover.add_argument("--backup", default="latest", metavar="ID", help="its id, or latest (default)")
+    recover.add_argument("--into", metavar="NAME", help="live collection or alias, if it is called otherwise")
+    recover.add_argument("--mode", choices=get_args(RecoveryMode), default="missing")
+    recover.add_argument("--dry-run", action="store_true", help="compare and show what would be written")
 
 
 def _add_backup(commands: Commands, stored: argparse.ArgumentParser) -> None:
@@ -101,17 +150,109 @@ def _add_backup(commands: Commands, stored: argparse.ArgumentParser) -> None:
 
 
 def _add_restore(commands: Commands, stored: argparse.ArgumentParser) -> None:
-    restore = commands.add_parser("restore", parents=[stored], help="restore one collection under a new name")
-    restore.add_argument("collection", help="its name in the backup")
-    restore.add_argument("--cluster", required=True, metavar="NAME", help="the cluster to restore to")
-    restore.add_argument("--source-cluster", required=True, metavar="NAME", help="the cluster the backup was made of")
-    restore.add_argument("--backup", default="latest", metavar="ID", help="its id, or latest (default)")
-    restore.add_argument("--into", metavar="NAME", help="name of the new collection")
-    restore.add_argument("--alias", metavar="NAME", help="point this alias at it, last")
-    restore.add_argument("--replication-factor", type=int, metavar="N", help="copies of each shard")
-    restore.add_argument("--verify", choices=get_args(VerifyLevel), default="sample")
+    one = _restore_arguments(stored)
+    restore = commands.add_parser("restore", parents=[one], help="restore one collection under a new name")
     restore.add_argument("--keep-on-failure", action="store_true", help="keep what a failed restore has made")
     restore.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    plan = commands.add_parser("plan", parents=[one], help="how a restore would be done, why, and what it needs")
+    plan.set_defaults(dry_run=True, keep_on_failure=False)
+    _add_restore_cluster(commands, _target_arguments(stored))
+
+
+def _add_restore_cluster(commands: Commands, target: argparse.ArgumentParser) -> None:
+    many = commands.add_parser("restore-cluster", parents=[target], help="restore many collections of one backup")
+    many.add_argument("--include", action="append", metavar="PATTERN", help="collections to restore (default: all)")
+    many.add_argument("--exclude", action="append", metavar="PATTERN", default=[], help="collections to leave out")
+    called = "what new collections are called; {collection} and {backup_id} stand for both (default: as they were)"
+    many.add_argument("--name", default="{collection}", metavar="PATTERN", help=called)
+    many.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="one collection; repeatable")
+    moved = "aliases of the backup to move, last and at once; '*' for all of restored collections; repeatable"
+    many.add_argument("--alias", action="append", default=[], metavar="PATTERN", help=moved)
+    many.add_argument("--rename-alias", action="append", default=[], metavar="OLD=NEW", help="one alias; repeatable")
+    many.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+
+
+def _restore_arguments(stored: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What a restore and its plan take alike; ferry.cli.restore makes the request of it."""
+    one = argparse.ArgumentParser(add_help=False, parents=[_target_arguments(stored)])
+    one.add_argument("collection", help="its name in the backup")
+    one.add_argument("--into", metavar="NAME", help="name of the new collection")
+    one.add_argument("--alias", metavar="NAME", help="point this alias at it, last")
+    one.add_argument("--json", action="store_true", help="the plan as JSON; with --dry-run, or the command plan")
+    shape = one.add_argument_group("what the new collection shall have otherwise than the backup")
+    shape.add_argument(
+        "--shard-number", type=_at_least(1), metavar="N", help="shards; of each key where it has shard keys"
+    )
+    shape.add_argument("--sharding", choices=("auto", "custom"), help="by the points' ids, or by shard keys")
+    shape.add_argument("--only-key", action="append", default=[], metavar="KEY", help="only this shard key; repeatable")
+    shape.add_argument("--rename-key", action="append", default=[], metavar="OLD=NEW", help="repeatable")
+    shape.add_argument("--into-key", metavar="KEY", help="one shard key for all points")
+    shape.add_argument("--key-field", metavar="FIELD", help="payload field whose value becomes a point's shard key")
+    shape.add_argument("--on-disk", action=argparse.BooleanOptionalAction, help="where the vectors shall be")
+    shape.add_argument("--quantization", metavar="JSON", help="another quantization_config; {} for none")
+    return one
+
+
+def _target_arguments(stored: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What every restore takes: from where to where, how, and how sure."""
+    target = argparse.ArgumentParser(add_help=False, parents=[stored])
+    target.add_argument("--cluster", required=True, metavar="NAME", help="the cluster to restore to")
+    target.add_argument("--source-cluster", required=True, metavar="NAME", help="the cluster the backup was made of")
+    target.add_argument("--backup", default="latest", metavar="ID", help="its id, or latest (default)")
+    target.add_argument("--replication-factor", type=_at_least(1), metavar="N", help="copies of each shard")
+    target.add_argument("--path", choices=get_args(RestorePath), help="archives recovered, or their points sent")
+    target.add_argument("--verify", choices=get_args(VerifyLevel), default="sample")
+    kept = "days that a collection which an alias leaves is kept, for roll-back (7)"
+    target.add_argument("--keep-days", type=_at_least(0), default=KEEP_DAYS, metavar="N", help=kept)
+    return target
+
+
+def _add_in_place(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    place = commands.add_parser("restore-in-place", parents=[stored], help="overwrite a live collection from a backup")
+    place.add_argument("collection", help="its name in the backup")
+    place.add_argument("--cluster", required=True, metavar="NAME", help="the cluster of the live collection")
+    place.add_argument("--source-cluster", required=True, metavar="NAME", help="the cluster the backup was made of")
+    place.add_argument("--backup", required=True, metavar="ID", help="its id; not latest")
+    place.add_argument("--confirm", required=True, metavar="NAME", help="type the name of what is overwritten")
+    place.add_argument("--into", metavar="NAME", help="the live collection, where it has another name")
+    place.add_argument("--waive-backup", action="store_true", help="do not back its present state up first")
+    place.add_argument("--verify", choices=get_args(VerifyLevel), default="content")
+    place.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """A whole number from there on; anything else is a wrong command line."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            msg = f"{text!r} is no whole number from {least} on"
+            raise argparse.ArgumentTypeError(msg)
+        return int(text)
+
+    return number
+
+
+def _add_switching(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    switched = argparse.ArgumentParser(add_help=False, parents=[stored])
+    switched.add_argument("--cluster", required=True, metavar="NAME", help="the cluster that was restored to")
+    switched.add_argument("--dry-run", action="store_true", help="show what would be done and stop")
+    finish = commands.add_parser("finish", parents=[switched], help="drop old collections whose time is over")
+    finish.add_argument("--alias", metavar="NAME", help="only this alias; also makes the move of a restore that died")
+    finish.add_argument("--now", action="store_true", help="drop the old collection of that alias before its time")
+    finish.add_argument("--drop-changed", metavar="NAME", help="the old collection to drop although it has changed")
+    back = commands.add_parser("roll-back", parents=[switched], help="point an alias at its old collection again")
+    back.add_argument("--alias", required=True, metavar="NAME", help="the alias that a restore has moved")
+    back.add_argument("--drop-new", action="store_true", help="drop the new collection when the alias has left it")
+
+
+def _add_mend(commands: Commands, every: argparse.ArgumentParser) -> None:
+    mend = commands.add_parser("mend", parents=[every], help="mend stuck replicas of a collection, or show the calls")
+    mend.add_argument("cluster")
+    mend.add_argument("collection")
+    mend.add_argument("--replication-factor", type=int, metavar="N", help="copies of each shard (default: its own)")
+    mend.add_argument("--patience", type=float, default=30, metavar="SECONDS", help="how long unchanged is stuck (30)")
+    mend.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for transfers that go on (3600)")
+    mend.add_argument("--dry-run", action="store_true", help="show what is stuck and the calls, and stop")
 
 
 def _add_deleting(commands: Commands, stored: argparse.ArgumentParser) -> None:

@@ -293,6 +293,12 @@ class WorkerSettings(Profile):
         default="bucket",
         description="bucket reads every archive back before it counts; spool trusts the copy on this disk instead.",
     )
+    cache_bytes: int = Field(
+        default=10 << 30,
+        ge=0,
+        description="Disk for shards that were queried or recovered from, unpacked under spool_dir/cache; those used "
+        "longest ago go first. Encrypted archives are never kept there.",
+    )
     parallel_nodes: int = Field(
         default=4,
         ge=1,

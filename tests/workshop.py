@@ -42,6 +42,9 @@ class Workshop:
         for cluster in self.clusters.values():
             if all(node.answers() for node in cluster.nodes):
                 drop_everything(cluster)
+            for node in cluster.nodes:  # what a test that failed has left is no failure of the next one
+                for path in node.snapshots_path.rglob("*.snapshot*"):
+                    path.unlink(missing_ok=True)
         self.bucket.close()
         forget_connections()
 
@@ -57,6 +60,8 @@ class Workshop:
         for name, cluster in self.clusters.items():
             headroom = {"kind": "local", "paths": [str(node.disk_path) for node in cluster.nodes]}
             tables[f"clusters.{name}"] = {"nodes": cluster.urls, "headroom": headroom}
+            if cluster.api_key:
+                tables[f"clusters.{name}"]["api_key"] = cluster.api_key
             tables[f"clusters.{name}"] |= dict((clusters or {}).get(name, {}))
         tables["repositories.main"] = {
             "bucket": "ferry",
@@ -106,7 +111,7 @@ class Workshop:
             if not json.loads(body)["released"]:
                 found.append(f"lease {key}")
         spool = self.folder / "spool"
-        found += [f"spool {path.name}" for path in (spool.iterdir() if spool.exists() else [])]
+        found += [f"spool {path.name}" for path in (spool.iterdir() if spool.exists() else []) if path.name != "cache"]
         for name in clusters or self.clusters:
             found += [f"{name}: {path}" for path in node_snapshots(self.clusters[name])]
         return found
@@ -163,6 +168,7 @@ def node_snapshots(cluster: QdrantCluster) -> list[str]:
 
 def drop_everything(cluster: QdrantCluster) -> None:
     """Delete all collections, and with them their aliases."""
-    with httpx.Client(base_url=cluster.urls[0], timeout=30, trust_env=False) as http:
+    headers = {"api-key": cluster.api_key} if cluster.api_key else {}
+    with httpx.Client(base_url=cluster.urls[0], headers=headers, timeout=30, trust_env=False) as http:
         for entry in http.get("/collections").json()["result"]["collections"]:
             http.delete(f"/collections/{quote(entry['name'], safe='')}").raise_for_status()

@@ -44,14 +44,35 @@ def look_again(
     count all the same.
     """
     seen = recheck(connections, run.plan)
-    plan = run.plan.model_copy(update={"findings": run.plan.findings + seen.findings})
     gone = set(seen.dropped) - run.committed
+    findings = run.plan.findings + seen.findings + _left_on_nodes(connections, run, gone)
+    plan = run.plan.model_copy(update={"findings": findings})
     changed = {name: why for name, why in seen.changed.items() if name not in run.committed}
     errors: list[BaseException] = []
     errors += {id(error): error for collection, error in failed if collection not in gone}.values()
     errors += [LayoutError(f"{why} It does not count.", "Run the backup again.") for why in changed.values()]
     counted = {name: made for name, made in proven.items() if name not in gone and name not in changed}
     return Counting(replace(run, plan=plan).without(gone), counted, errors)
+
+
+def _left_on_nodes(connections: Connections, run: BackupRun, gone: set[str]) -> tuple[Finding, ...]:
+    """Snapshots of dropped collections that are not deleted: Qdrant leaves them on the disk (seen on 1.16.3).
+
+    Such as that of a node which was behind, and made it when the others had dropped the collection already.
+    """
+    journal = connections.journal(run.plan.backup_id)
+    dropped = [work for lane in run.lanes(1) for work in lane if work.archive.collection in gone]
+    return tuple(
+        Finding(
+            severity="warning",
+            subject=work.archive.collection,
+            message=f"{work.archive.collection} was dropped while its snapshot was on {work.archive.node.label}: the "
+            "file may be left on the node's disk, out of reach of any request.",
+            remedy=f"Look for the folder {work.archive.collection} among the node's snapshots, and delete it.",
+        )
+        for work in dropped
+        if journal.find("node_snapshot", work.noted) is not None
+    )
 
 
 def build_manifest(run: BackupRun, collection: str, made: list[ProvenArchive]) -> CollectionManifest:

@@ -230,10 +230,15 @@ def _read(node: Node, work: Work, made: MadeSnapshot, start: int = 0) -> Iterato
 
 
 def _release_snapshot(connections: Connections, work: Work, name: str) -> None:
-    """Delete the node's file and settle its journal entries, those of the dead run that began it too."""
+    """Delete the node's file and settle its journal entries, those of the dead run that began it too.
+
+    When the collection was dropped meanwhile the file is out of reach: the entries stay, so that it is told.
+    """
     archive, journal = work.archive, connections.journal(work.backup_id)
     node = connections.cluster.node(archive.node.peer_id)
-    snapshots.delete_snapshot(node, archive.collection, archive.shard_id, name)
+    deleted = snapshots.delete_snapshot(node, archive.collection, archive.shard_id, name)
+    if not deleted and not node.exists(archive.collection):
+        return
     for noted in (work.noted, *([work.half.noted] if work.half else [])):
         journal.drop("node_snapshot", noted)
 

@@ -15,8 +15,10 @@ from ferry.errors import FerryError
 from ferry.models import ClusterLayout, NodeInfo, Value, now
 from ferry.profiles import ClusterProfile, Encryption, RepositoryProfile, WorkerSettings
 from ferry.qdrant.cluster import Cluster
+from ferry.qdrant.condition import read_conditions
 from ferry.qdrant.resources import read_headroom, readable_bytes
 from ferry.qdrant.rights import RIGHTS, Right, refusal
+from ferry.qdrant.stuck import find_stuck
 from ferry.repository.conformance import passed, read_conformance
 from ferry.repository.kms import find_identity
 from ferry.repository.layout import Keys
@@ -149,6 +151,8 @@ def _try_cluster(name: str, profile: ClusterProfile, trials: Trials) -> None:
             detail = f"not tried: {len(answered)} of {len(cluster.nodes)} nodes answered"
             trials.failed("nodes agree", detail, "Repair the nodes named above first; a backup needs all of them.")
         if answered:
+            with trials.survived("replicas"):
+                _try_replicas(cluster, trials)
             _try_headroom(cluster, answered, trials)
             _try_rights(cluster, answered, trials)
 
@@ -175,6 +179,19 @@ def _agreement(cluster: Cluster) -> str:
         f"{len(layout.nodes)} nodes on {len(layout.collections)} collections, {shards} shards, "
         f"{len(layout.aliases)} aliases"
     )
+
+
+def _try_replicas(cluster: Cluster, trials: Trials) -> None:
+    """One line for each collection that is stuck. Replicas are asked whether they can be read, and not counted."""
+    conditions = read_conditions(cluster)
+    for condition in conditions:
+        if found := [stuck for stuck in find_stuck(condition) if not stuck.under_way]:
+            remedy = f"See the call for each: python -m ferry mend {cluster.name} {condition.collection} --dry-run"
+            detail = " ".join(f"{stuck.subject}: {stuck.diagnosis}" for stuck in found)
+            trials.failed(f"collection {condition.collection}", detail, remedy)
+    if not any(trial.test.startswith("collection ") for trial in trials.done):
+        detail = f"{len(conditions)} collections, every replica Active on every node's view and readable"
+        trials.passed("replicas", detail)
 
 
 def _try_headroom(cluster: Cluster, nodes: list[NodeInfo], trials: Trials) -> None:

@@ -125,7 +125,7 @@ class Cluster:
             cluster=self.name,
             taken_at=now(),
             nodes=tuple(infos),
-            collections=tuple(_collection_layout(name, views) for name in sorted(first.collections)),
+            collections=tuple(collection_layout(name, views) for name in sorted(first.collections)),
             aliases=first.aliases,
             names=tuple(first.names),
         )
@@ -261,7 +261,8 @@ class Cluster:
                 raise LayoutError(msg, f"Add the REST address of each to clusters.{self.name}.nodes.")
 
 
-def _collection_layout(name: str, views: list[NodeView]) -> CollectionLayout:
+def collection_layout(name: str, views: list[NodeView]) -> CollectionLayout:
+    """The collection as nodes see it that agree."""
     first = views[0].collections[name]
     shard_ids = sorted({shard_id for shard_id, _ in first.replicas})
     status = max((view.collections[name].info["status"] for view in views), key=_STATUS_ORDER.index)

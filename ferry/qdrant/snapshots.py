@@ -75,8 +75,8 @@ def create_snapshot(node: Node, collection: str, shard_id: ShardId | None) -> Sn
     return made
 
 
-def delete_snapshot(node: Node, collection: str, shard_id: ShardId | None, name: str) -> None:
-    """Delete one snapshot and its checksum on the node; one that is not there is fine."""
+def delete_snapshot(node: Node, collection: str, shard_id: ShardId | None, name: str) -> bool:
+    """Delete one snapshot and its checksum on the node; False when the node knows no such snapshot or collection."""
     try:
         node.request(
             "DELETE",
@@ -85,7 +85,8 @@ def delete_snapshot(node: Node, collection: str, shard_id: ShardId | None, name:
             timeout=node.profile.snapshot_timeout_seconds,
         )
     except NotFoundError:
-        return
+        return False
+    return True
 
 
 def snapshots_running(node: Node, collection: str) -> bool:

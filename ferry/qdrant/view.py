@@ -51,7 +51,11 @@ def each(nodes: Sequence[Node], ask: Callable[[Node], T]) -> list[T]:
 
 def read_collection_view(node: Node, name: str) -> CollectionView:
     """Read one collection from one node."""
-    info, places = node.collection(name), node.collection_cluster(name)
+    return collection_view(node, node.collection(name), node.collection_cluster(name))
+
+
+def collection_view(node: Node, info: dict[str, Any], places: Mapping[str, Any]) -> CollectionView:
+    """What the two documents say, as that node showed them."""
     # A single node without cluster mode has a number of its own here that nothing else shows: it is peer 0 in Ferry.
     own = STANDALONE_PEER if node.peer_id == STANDALONE_PEER else PeerId(places["peer_id"])
     replicas: ReplicaStates = {(ShardId(shard["shard_id"]), own): shard["state"] for shard in places["local_shards"]}

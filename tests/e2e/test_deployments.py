@@ -88,6 +88,8 @@ def test_backup_and_restore_by_the_api(workshop: Workshop, prefect: Prefect) -> 
     target = workshop.clusters["target"].urls[0]
     counted = httpx.post(f"{target}/collections/words-live/points/count", json={"exact": True}).json()["result"]
     assert counted == {"count": 2_000}
+    (noted,) = workshop.objects("restores/target/")
+    assert workshop.read(noted)["verdict"] == "equal"
 
     missing = prefect.start("restore-collection/restore", {"collection": "wordz"}, "r-3").json()
     state = prefect.finish(missing["id"])

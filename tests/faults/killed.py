@@ -16,7 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 DELAYS = [0.2, 0.5, 1.0, 2.0]
-TASK_MODULES = ("tasks.back_up_cluster", "tasks.restore_collection", "tasks.verify_backup")
+TASK_MODULES = (
+    "tasks.back_up_cluster",
+    "tasks.restore_cluster",
+    "tasks.restore_collection",
+    "tasks.restore_in_place",
+    "tasks.verify_backup",
+)
 
 
 def quicken(delays: list[float]) -> None:
@@ -96,7 +102,13 @@ def ended(pid: int) -> str:
 
 def main() -> None:
     """Obey until stdin ends."""
-    for name in ("flows.back_up_cluster", "flows.restore_collection", "ferry.restore.run", *TASK_MODULES):
+    for name in (
+        "flows.back_up_cluster",
+        "flows.restore_cluster",
+        "flows.restore_collection",
+        "ferry.restore.run",
+        *TASK_MODULES,
+    ):
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)

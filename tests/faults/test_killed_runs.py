@@ -30,7 +30,7 @@ RESTORE_STEPS = {
 }
 LATE_STEPS = {
     "kept": ("ferry.restore.steps:keep_target", "after"),
-    "moved": ("ferry.restore.steps:move_alias", "after"),
+    "moved": ("ferry.restore.switch:move_alias", "after"),
 }
 
 

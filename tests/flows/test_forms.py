@@ -61,14 +61,21 @@ def test_the_readme_tells_the_tasks_of_each_flow_in_order() -> None:
     from prefect import Task
 
     import tasks.back_up_cluster
+    import tasks.compare_backups
+    import tasks.finish_restore
     import tasks.hold_backup
+    import tasks.mend_collection
     import tasks.prune_backups
+    import tasks.recover_points
+    import tasks.restore_cluster
     import tasks.restore_collection
+    import tasks.roll_back_restore
     import tasks.verify_backup
 
     readme = (ROOT / "README.md").read_text()
-    modules = (tasks.back_up_cluster, tasks.restore_collection, tasks.verify_backup)
-    for module in (*modules, tasks.prune_backups, tasks.hold_backup):
+    modules = (tasks.back_up_cluster, tasks.restore_collection, tasks.restore_cluster, tasks.verify_backup)
+    modules = (*modules, tasks.mend_collection, tasks.finish_restore, tasks.roll_back_restore)
+    for module in (*modules, tasks.compare_backups, tasks.recover_points, tasks.prune_backups, tasks.hold_backup):
         flow = module.__name__.removeprefix("tasks.")
         [row] = re.findall(rf"^\| `{flow}` \| ([^|]+) \|", readme, re.MULTILINE)
         told = [name.strip() for name in row.split(",")]

@@ -1,6 +1,5 @@
 """Backups and restores by the plain runners, as short as a test wants to say them."""
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -104,12 +103,13 @@ class StandaloneNode(QdrantCluster):
 
 
 class Eavesdropper(ExitStack):
-    """A proxy in front of every node of a cluster and one in front of the bucket, which note every request."""
+    """A proxy in front of every node of some clusters and one in front of the bucket, which note every request."""
 
-    def __init__(self, shop: Workshop, cluster: str) -> None:
+    def __init__(self, shop: Workshop, *clusters: str) -> None:
         super().__init__()
-        self._shop, self._cluster = shop, cluster
-        self.nodes = [FaultProxy(address(url)) for url in shop.clusters[cluster].urls]
+        self._shop = shop
+        self._of = {name: [FaultProxy(address(url)) for url in shop.clusters[name].urls] for name in clusters}
+        self.nodes = [proxy for proxies in self._of.values() for proxy in proxies]
         self.bucket = FaultProxy(shop.s3.host_port)
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Eavesdropper(ExitStack):
         for proxy in (*self.nodes, self.bucket):
             self.enter_context(proxy)
         self._shop.configure(
-            clusters={self._cluster: {"nodes": [proxy.url for proxy in self.nodes]}},
+            clusters={name: {"nodes": [proxy.url for proxy in proxies]} for name, proxies in self._of.items()},
             repository={"endpoint_url": self.bucket.url},
         )
         return self
@@ -126,20 +126,16 @@ class Eavesdropper(ExitStack):
         """Request lines that the nodes have seen."""
         return [line for proxy in self.nodes for line in proxy.requests]
 
-
-# How Ferry learns what a key may do (ferry/qdrant/rights.py): a DELETE of what cannot exist, answered 404 or 403.
-_RIGHTS = re.compile(
-    r"DELETE (/collections/ferry-doctor-[0-9a-f]{32}/shards/0)?/snapshots/"
-    r"ferry-doctor-[0-9a-f]{32}\.snapshot "
-)
+    def changes(self) -> list[str]:
+        """Request lines, to nodes and bucket, of what may have changed something."""
+        return [line for line in (*self.of_nodes(), *self.bucket.requests) if changes_something(line)]
 
 
 def changes_something(request_line: str) -> bool:
-    """Whether a request of Qdrant or S3 may change anything: all but GET, HEAD, reading POSTs, asking for rights."""
+    """Whether a request of Qdrant or S3 may change anything: all but GET, HEAD and POSTs that read points."""
     method, path, *_ = request_line.split(" ")
     reads = path.partition("?")[0].endswith(("/points/count", "/points/scroll", "/points"))
-    asks = method in ("GET", "HEAD") or _RIGHTS.match(request_line)
-    return not asks and not (method == "POST" and reads)
+    return method not in ("GET", "HEAD") and not (method == "POST" and reads)
 
 
 def address(url: str) -> tuple[str, int]:

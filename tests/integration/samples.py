@@ -261,8 +261,9 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
 class Api:
     """Qdrant's public REST API at one address, without any code of Ferry's."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=60, trust_env=False)
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        headers = {"api-key": api_key} if api_key else {}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -354,18 +355,23 @@ class Api:
 
 
 def everything(cluster: QdrantCluster, collection: str) -> dict[str, str]:
-    """Every point of a collection by its id, read from every replica on its own node; replicas must agree.
+    """Every point of a collection by its id."""
+    found: dict[str, str] = {}
+    for points in by_shard(cluster, collection).values():
+        assert found.keys().isdisjoint(points)
+        found |= points
+    return found
+
+
+def by_shard(cluster: QdrantCluster, collection: str) -> dict[int, dict[str, str]]:
+    """The points of each shard by their ids, read from every replica on its own node; replicas must agree.
 
     Not asked through one node for all: what comes from another node is not what is stored (1.16.3 shows a payload's
     integers above 2^63 as floats then).
     """
     shards: dict[int, dict[str, str]] = {}
     for url in cluster.urls:
-        with Api(url) as api:
+        with Api(url, cluster.api_key) as api:
             for shard_id, points in api.replicas(collection).items():
                 assert shards.setdefault(shard_id, points) == points
-    found: dict[str, str] = {}
-    for points in shards.values():
-        assert found.keys().isdisjoint(points)
-        found |= points
-    return found
+    return shards

@@ -55,6 +55,7 @@ def test_all_is_well(
     assert tests == [
         *(f"node {label}" for label in labels),
         "nodes agree",
+        "replicas",
         *(f"headroom {label}" for label in labels),
         "key may make snapshots",
         "key may manage",

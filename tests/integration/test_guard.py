@@ -1,9 +1,6 @@
 """The guard on a real node: slow answers pause a download and stop a run, whatever the node and its rights are like."""
 
-import base64
 import hashlib
-import hmac
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,29 +21,22 @@ from ferry.profiles import AnswerLimits, ClusterProfile, PolicyProfile
 from ferry.qdrant import snapshots
 from ferry.qdrant.node import Node
 from sandbox.fault_proxy import FaultProxy
-from sandbox.qdrant import NodePlace, QdrantCluster, QdrantNode
+from sandbox.qdrant import QdrantNode
 from tests.integration.crossings import SERVERS, back_up
+from tests.integration.tokens import API_KEY, TokenCluster, token
 from tests.workshop import Workshop
 
 pytestmark = [*SERVERS, pytest.mark.timeout(120)]
 
-API_KEY = "guard-api-key-that-is-long-enough-to-sign"
 LARGE, EMPTY = "large", "empty"
 SHARD = ShardId(0)
 POINTS, DIMENSIONS = 8000, 1024  # 32 MB
 
 
-class TokenCluster(QdrantCluster):
-    """A node that also takes tokens with rights of their own."""
-
-    def _env(self, place: NodePlace) -> dict[str, str]:
-        return {**super()._env(place), "QDRANT__SERVICE__JWT_RBAC": "true"}
-
-
 @pytest.fixture(scope="module")
 def real() -> Iterator[QdrantNode]:
     """One node of our own, which may be frozen, with a large collection and an empty one."""
-    with TokenCluster(nodes=1, api_key=API_KEY) as cluster, http(cluster.urls[0]) as client:
+    with TokenCluster(nodes=1) as cluster, http(cluster.urls[0]) as client:
         for name, size in ((LARGE, DIMENSIONS), (EMPTY, 4)):
             settings = {"vectors": {"size": size, "distance": "Dot"}, "shard_number": 1}
             client.put(f"/collections/{name}", json=settings).raise_for_status()
@@ -262,13 +252,3 @@ def test_what_is_asked_works_on_odd_collections_and_with_few_rights(real: Qdrant
         kinds = [question.ask().kind for _ in range(45)]
         assert (kinds[0], kinds[-1]) == ("answered", "refused")  # a limit that is reached is no slow answer
         assert "silent" not in kinds
-
-
-def token(claims: dict[str, object]) -> str:
-    """A token as Qdrant's documentation describes it: HS256 with the API key."""
-
-    def encoded(data: bytes) -> str:
-        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-    text = ".".join(encoded(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-    return f"{text}.{encoded(hmac.digest(API_KEY.encode(), text.encode(), 'sha256'))}"

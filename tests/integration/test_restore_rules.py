@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-from ferry.backup.plan import BackupRequest
-from ferry.backup.run import prepare as prepare_backup
 from ferry.errors import ConfigurationError, FerryError, HeadroomError, PreflightError, RestoreError, VersionError
 from ferry.repository.manifest import BackupRecord
 from ferry.restore.plan import RestorePlan
@@ -183,9 +181,9 @@ def test_a_restore_that_cannot_work_is_refused(workshop: Workshop, target: Api) 
     newer = tuple(node.model_copy(update={"version": "1.17.1"}) for node in manifest.nodes)
     of_newer = manifest.model_copy(update={"backup_id": new_id(), "nodes": newer})
     connections.catalog.write_manifest(of_newer)
-    error = refused(workshop, target, VersionError, record, backup=of_newer.backup_id)
+    error = refused(workshop, target, VersionError, record, backup=of_newer.backup_id, path="shards")
     assert "The target runs 1.16.3, older than the backup's 1.17.1" in error.message
-    latest = refused(workshop, target, VersionError, record, backup="latest")
+    latest = refused(workshop, target, VersionError, record, backup="latest", path="shards")
     assert latest.message == error.message
 
     connections = workshop.connect("target")
@@ -227,26 +225,35 @@ def test_room_is_asked_for_before_anything_is_made(workshop: Workshop, record: B
     assert workshop.leftovers() == []
 
 
-def test_a_plan_changes_nothing(workshop: Workshop, record: BackupRecord, target: Api) -> None:
-    """Planning a backup and a restore sends only requests that read, to every node and to the bucket."""
-    before = workshop.objects()
-    with Eavesdropper(workshop, "source") as heard:
-        request = BackupRequest(backup_id=new_id(), cluster="source", repository="main")
-        planned = prepare_backup(workshop.connect("source"), request)
-    assert len(planned.archives) == 3
-    assert all(proxy.requests for proxy in heard.nodes)
-    lines = heard.of_nodes() + heard.bucket.requests
-    with Eavesdropper(workshop, "target") as heard:
-        plan = prepare_restore(workshop.connect("target"), restore_request(record, DOCS, alias=ALIAS))
-    assert plan.bytes_to_move > 0
-    assert all(proxy.requests for proxy in (*heard.nodes, heard.bucket))
-    lines += heard.of_nodes() + heard.bucket.requests
-    assert [line for line in lines if changes_something(line)] == []
-    assert changes_something("POST /collections/aliases HTTP/1.1")
-    assert changes_something("PUT /collections/a/points?wait=true HTTP/1.1")
-    workshop.configure()
-    assert workshop.objects() == before
-    assert target.collections() == set()
+def test_every_restore_leaves_its_record(workshop: Workshop, target: Api) -> None:
+    """The one that failed with its reason, the one that ended with its rates; the next plan expects by them."""
+    record = back_up(workshop)
+    request = restore_request(record, DOCS, into="failed")
+
+    def somebody_deletes_an_archive(_plan: RestorePlan) -> None:
+        folder = f"{workshop.folder.name}/backups/source/{record.backup_id}/{DOCS}/shards/"
+        for info in workshop.bucket.list_objects_v2(Bucket="ferry", Prefix=folder)["Contents"]:
+            workshop.bucket.delete_object(Bucket="ferry", Key=info["Key"])
+
+    with pytest.raises(FerryError):
+        run_restore(workshop.connect("target"), request, HOLDER, quick_job(), announce=somebody_deletes_an_archive)
+    failed = workshop.read(f"restores/target/{request.restore_id}.json")
+    assert (failed["verdict"], failed["target"], failed["moved"]) == ("failed", "failed", [])
+    assert failed["why"]
+    assert "Signature=" not in failed["why"]
+
+    restored = restore(workshop, back_up(workshop), DOCS, into="new")
+    noted = workshop.read(f"restores/target/{restored.plan.request.restore_id}.json")
+    assert (noted["verdict"], noted["points"], noted["compared_points"]) == ("equal", 60, 120)
+    assert noted["bytes"] == restored.plan.bytes_to_move == noted["moved"][0]["bytes"]
+    assert noted["moved"][0]["way"] == "url"
+    assert 0 < noted["recover_seconds"] <= noted["moved"][0]["seconds"]
+    assert 0 < noted["verify_seconds"] <= noted["compare_seconds"]
+    target.call("DELETE", target.of("new"))
+    again = restore_request(back_up(workshop), DOCS)
+    plan = prepare_restore(workshop.connect("target"), again)
+    assert plan.expected_seconds is not None
+    assert 0 < plan.expected_seconds < 60
     assert workshop.leftovers() == []
 
 

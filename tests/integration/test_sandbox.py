@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -444,13 +445,17 @@ def run_command(
 
 
 def test_a_port_is_handed_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ports handed out to this process are all different, and running out of them is an error."""
-    four = range(19_990, 19_994)
+    """Ports handed out are all different, also those of another process, and running out of them is an error."""
+    first = random.randrange(12_000, 19_990)
+    four = range(first, first + 4)
     monkeypatch.setattr("sandbox.process.PORT_RANGE", four)
-    monkeypatch.setattr("sandbox.process._handed_out", {19_990})
-    assert {free_port() for _ in range(3)} == set(four) - {19_990}
+    monkeypatch.setattr("sandbox.process._handed_out", {first})
+    assert {free_port() for _ in range(3)} == set(four) - {first}
     with pytest.raises(SandboxError, match="No free port"):
         free_port()
+    other = f"from sandbox import process as p; p.PORT_RANGE = range({first}, {first + 4}); print(p.free_port())"
+    answer = subprocess.run([sys.executable, "-c", other], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"{first}\n"  # nobody listens on the others, and they are ours
 
 
 def test_a_node_survives_its_record(cluster: QdrantCluster) -> None:

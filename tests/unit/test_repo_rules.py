@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ SOURCES = [
 STANDARD_NAMES = {"secrets", "types", "queue", "logging", "signal", "select", "token", "code", "prefect", "boto3"}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Read once for all rules."""
+    return ast.parse(path.read_text())
+
+
 def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return [found for found in ast.walk(tree) if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)]
 
@@ -29,7 +36,7 @@ def test_modules_and_functions_fit_in_the_head(path: Path) -> None:
     text = path.read_text()
     limit = 120 if path.parent.name == "flows" else 400
     assert text.count("\n") <= limit
-    for function in functions(ast.parse(text)):
+    for function in functions(tree_of(path)):
         doc = ast.get_docstring(function, clean=False) or ""
         assert function.end_lineno is not None
         lines = function.end_lineno - function.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
@@ -46,7 +53,7 @@ def test_imports_go_one_way(path: Path) -> None:
         "flows": r"(sandbox|tests|ferry\.(?!models|settings|errors))",
         "sandbox": r"(prefect|flows|tasks|tests)(\.|$)",
     }.get(layer, r"tests(\.|$)")
-    for found in ast.walk(ast.parse(path.read_text())):
+    for found in ast.walk(tree_of(path)):
         names = [alias.name for alias in found.names] if isinstance(found, ast.Import) else []
         names += [found.module] if isinstance(found, ast.ImportFrom) and found.module else []
         assert not [name for name in names if re.match(forbidden, name)]
