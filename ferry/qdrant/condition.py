@@ -176,7 +176,7 @@ def _trouble(cluster: Mapping[str, Any]) -> str | None:
 
 
 def _leads(cluster: Mapping[str, Any]) -> bool:
-    return bool(cluster.get("raft_info", {}).get("leader") == cluster.get("peer_id"))
+    return bool("raft_info" in cluster and cluster["raft_info"].get("leader") == cluster["peer_id"])
 
 
 def _count(node: Node, collection: str, shard_id: ShardId, *, exact: bool) -> int | str | None:

@@ -19,6 +19,7 @@ from ferry.qdrant.http import NoSpaceError, NotFoundError, ReplyLostError
 from ferry.qdrant.node import Node
 from ferry.qdrant.schema import restore_mark, schema_differences, unmark_restore
 from ferry.repository.manifest import ArchiveRecord, ShardRecord
+from ferry.restore.mend import mend_restored
 from ferry.restore.plan import RestorePlan
 from ferry.restore.source import by_url, object_key, source_of, upload_replica
 from ferry.restore.switch import plan_move
@@ -222,11 +223,13 @@ def _fallback_finding(work: ReplicaWork, error: FerryError) -> Finding:
 
 
 def settle_target(connections: Connections, plan: RestorePlan, progress: Progress = no_progress) -> list[str]:
-    """Wait until every replica is Active on every node's view, wake the optimizers, and compare the schema.
+    """Mend replicas that are stuck, wait until all are Active on every view, wake the optimizers, compare the schema.
 
-    Returns what the new collection's schema has otherwise than the source's.
+    Returns what the new collection's schema has otherwise than the source's. Raises StuckError with the exact calls.
     """
     cluster = connections.cluster
+    copies = {shard.shard_id: shard.copies for shard in plan.shards}
+    mend_restored(connections, plan.target, copies, plan.request.restore_id, progress)
     cluster.wait_until_active(plan.target, None, ACTIVE_SECONDS, progress)
     first = cluster.node(plan.layout.nodes[0].peer_id)
     # Recovering shards does not trigger the optimizers; an empty patch does (qdrant.md §3.3).

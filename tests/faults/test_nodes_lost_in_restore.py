@@ -1,7 +1,7 @@
 """A target node is killed at each step of a restore and comes back seconds later; another time it stays away.
 
-Either the restore goes on and everything is equal, or it fails clearly and leaves nothing; the live collection and its
-alias are as they were. A node that is restarted during recover by its operator: test_node_faults.py.
+Either the restore goes on and everything is equal, or it fails clearly and leaves nothing; the live collection is as it
+was. Nodes that their operator restarts during recover: test_node_faults.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ferry.errors import FerryError
-from ferry.restore import steps
+from ferry.qdrant import snapshots
+from ferry.restore import mend, run, steps
 from sandbox.fault_proxy import FaultProxy
 from sandbox.qdrant import QdrantCluster, QdrantNode
 from sandbox.s3 import S3Server
@@ -21,6 +22,15 @@ from tests.workshop import Workshop
 # Longer together than a node takes to start, as the 100 s of a real run are.
 DELAYS = (0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 4.0)
 AWAY_SECONDS = 0.3
+FIRST, LAST = 0, 2  # the first node of the profile makes collection and alias; the last only holds replicas
+# Where each step is, and whether the node is killed right before it is made.
+STEPS: dict[str, tuple[Any, str, bool]] = {
+    "create": (steps, "create_target", False),
+    "stream": (run, "stream_shard", True),
+    "settle": (steps, "settle_target", True),
+    "verify": (steps, "verify_restored", True),
+    "alias": (steps, "keep_target", False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,88 +61,122 @@ def scene(backed_up: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
     return backed_up
 
 
-def lose(node: QdrantNode) -> Callable[[], None]:
-    """Kill a node once, and start it again a moment later."""
-    done: list[bool] = []
-
-    def kill() -> None:
-        if not done:
-            done.append(True)
-            node.kill()
-            later(AWAY_SECONDS, node.start)()
-
-    return kill
+@pytest.fixture
+def proxy(scene: Scene) -> Iterator[FaultProxy]:
+    """Between the nodes and the bucket."""
+    with FaultProxy(scene.shop.s3.host_port) as made:
+        scene.configure(repository={"node_endpoint_url": made.url})
+        yield made
 
 
-def around(
-    patch: pytest.MonkeyPatch,
-    where: Any,
-    name: str,
-    *,
-    before: Callable[[], None] | None = None,
-    after: Callable[[], None] | None = None,
-) -> None:
-    """Do something right before or right after a step of the restore."""
-    step = getattr(where, name)
+class Loss:
+    """A node that is killed once, and started again after a moment or when it is told to."""
+
+    def __init__(self, node: QdrantNode, *, comes_back: bool) -> None:
+        self.node, self.comes_back, self.happened = node, comes_back, False
+
+    def __call__(self) -> None:
+        if self.happened:
+            return
+        self.happened = True
+        self.node.kill()
+        if self.comes_back:
+            later(AWAY_SECONDS, self.node.start)()
+
+
+def at(patch: pytest.MonkeyPatch, proxy: FaultProxy, step: str, act: Callable[[], None]) -> None:
+    """Do something at a step of the next restore."""
+    if step == "recover":
+        proxy.after(200_000, act)
+        return
+    where, name, before = STEPS[step]
+    made: Any = getattr(where, name)
 
     def stepped(*arguments: Any, **named: Any) -> Any:
         if before:
-            before()
-        done = step(*arguments, **named)
-        if after:
-            after()
+            act()
+        done = made(*arguments, **named)
+        act()
         return done
 
     patch.setattr(where, name, stepped)
 
 
-def end_of(scene: Scene, **wishes: Any) -> str | None:
-    """Restore, and hold the oracle against its end: the new collection's name, or None after a clear failure."""
-    fragile = scene.shop.clusters["target"]
-    names, aliases = names_and_aliases(fragile)
-    try:
-        restored = scene.restore(DELAYS, alias=ALIAS, replication_factor=2, **wishes)
-    except FerryError as error:
-        print(type(error), error)
-        restored = None
-    soon(lambda: all(node.cluster_state() for node in fragile.nodes))
-    scene.settled("target")
-    if restored is None:
-        assert names_and_aliases(fragile) == (names, aliases)
-    else:
-        assert names_and_aliases(fragile) == ({*names, restored}, {ALIAS: restored})
-        source = {shard: digest for (shard, _), digest in scene.before["source", COLLECTION].items()}
-        assert {shard: {digest} for shard, digest in source.items()} == digests(scene, restored)
-    return restored
-
-
-def digests(scene: Scene, collection: str) -> dict[int, set[str]]:
-    """The digests of the replicas of each shard on the target."""
+def digests(scene: Scene, cluster: str, collection: str) -> dict[int, set[str]]:
+    """The digests of the replicas of each shard."""
     found: dict[int, set[str]] = {}
-    for (shard, _), digest in scene.content("target", collection).items():
+    for (shard, _), digest in scene.content(cluster, collection).items():
         found.setdefault(shard, set()).add(digest)
     return found
 
 
-@pytest.mark.parametrize("number", [0, 2], ids=["first", "last"])
-@pytest.mark.parametrize("step", ["create", "recover", "settle", "verify", "alias"])
-def test_a_node_is_killed_at_a_step_and_comes_back(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+LOSSES: list[dict[str, int]] = [
+    {"create": FIRST, "verify": LAST},
+    {"recover": LAST, "alias": FIRST},
+    {"settle": FIRST},
+]
+MORE: list[dict[str, int]] = [
+    {"create": LAST, "verify": FIRST},
+    {"recover": FIRST, "alias": LAST},
+    {"settle": LAST},
+    {"stream": FIRST},
+    {"stream": LAST},
+]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [*LOSSES, *(pytest.param(losses, marks=pytest.mark.soak) for losses in MORE)],
+    ids=lambda losses: "-".join(f"{step}{number}" for step, number in losses.items()),
+)
+def test_a_node_that_is_killed_and_comes_back_is_waited_for(
+    scene: Scene, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, losses: dict[str, int]
 ) -> None:
-    """The first node of the profile is the one that makes collection and alias; the last only holds replicas."""
-    node = scene.shop.clusters["target"].nodes[number]
-    kill = lose(node)
-    with monkeypatch.context() as patch, FaultProxy(scene.shop.s3.host_port) as proxy:
-        if step == "create":
-            around(patch, steps, "create_target", after=kill)
-        elif step == "recover":
-            scene.configure(repository={"node_endpoint_url": proxy.url})
-            proxy.after(200_000, kill)
-        elif step == "settle":
-            around(patch, steps, "settle_target", before=kill)
-        elif step == "verify":
-            around(patch, steps, "verify_restored", before=kill)
-        else:
-            around(patch, steps, "keep_target", after=kill)
-        restored = end_of(scene, into=f"{step}-{number}")
-    print(step, number, restored)
+    """The restore goes on with it: every replica equal to the source's, the alias moved, nothing left."""
+    fragile = scene.shop.clusters["target"]
+    names, _ = names_and_aliases(fragile)
+    happened = {step: Loss(fragile.nodes[number], comes_back=True) for step, number in losses.items()}
+    wishes: dict[str, Any] = {"alias": ALIAS, "replication_factor": 2, "into": f"new-{len(names)}"}
+    with monkeypatch.context() as patch:
+        for step, loss in happened.items():
+            at(patch, proxy, step, loss)
+        restored = scene.restore(DELAYS, **wishes, path="points" if "stream" in losses else None)
+    assert all(loss.happened for loss in happened.values())
+    scene.settled("target")
+    assert names_and_aliases(fragile) == ({*names, restored}, {ALIAS: restored})
+    assert digests(scene, "target", restored) == digests(scene, "source", COLLECTION)
+    scene.require_untouched()
+    assert scene.shop.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("settle", LAST),
+        *(pytest.param(step, FIRST, marks=pytest.mark.soak) for step in ("create", "recover", "verify")),
+    ],
+)
+def test_a_node_that_stays_away_fails_the_restore_and_leaves_nothing(
+    scene: Scene, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """The error names the node and what to do; the new collection is gone, also from that node when it is back."""
+    fragile = scene.shop.clusters["target"]
+    before = names_and_aliases(fragile)
+    node = fragile.nodes[number]
+    loss = Loss(node, comes_back=False)
+    monkeypatch.setattr(steps, "ACTIVE_SECONDS", 2.0)
+    for module in (mend, snapshots):
+        monkeypatch.setattr(module, "AWAY_SECONDS", 2.0)
+    with monkeypatch.context() as patch:
+        at(patch, proxy, step, loss)
+        with pytest.raises(FerryError) as caught:
+            scene.restore((0.2, 0.2), into=f"away-{step}", alias=ALIAS, replication_factor=2)
+    assert loss.happened
+    assert node.url.removeprefix("http://") in caught.value.message
+    assert caught.value.remedy
+    assert names_and_aliases(fragile) == before
+    node.start()
+    scene.settled("target")
+    soon(lambda: node.answers() and names_and_aliases(fragile) == before)
+    scene.require_untouched()
+    assert scene.shop.leftovers() == []

@@ -113,6 +113,13 @@ def test_there_are_times_to_keep_the_hands_off(more: dict[str, Any], why: str) -
         assert why in (stuck.withheld or "")
 
 
+def test_a_look_without_counting_takes_no_broken_and_no_absent_copy_for_a_sound_one() -> None:
+    """As doctor looks: what it says must not name a source that cannot be read."""
+    for other, silent in ((BROKEN, ()), (("Active", None), (PeerId(1),))):
+        found = find_stuck(condition(other, ("Partial", None), counted=False, silent=silent))
+        assert [stuck.diagnosis for stuck in found if stuck.peer_id == 2 and "no other replica" in stuck.diagnosis]
+
+
 def test_a_restore_may_mend_its_own_collection() -> None:
     """The mark keeps others off, and not the restore that made it."""
     marked = condition(ACTIVE, ("Dead", 3), restore_id="mine")
