@@ -56,13 +56,11 @@ def recovered_text(recovered: Recovered) -> str:
     if recovered.dry_run:
         did = "Nothing was changed."
     else:
-        did = f"**{written} were written** and read back from every replica, equal to the backup."
+        did = f"**{written} were written** and read back from every replica, as they are in the backup."
     lines = [
         f"{selected} points of backup {plan.manifest.backup_id} were selected: {missing} are missing in {plan.target}, "
-        f"{differing} differ there, {equal} are equal. {did}",
-        f"Read: {size(sum(shard.fetched_bytes for shard in shards))} from the bucket (archives of "
-        f"{size(sum(shard.archive_bytes for shard in shards))}; the rest was on this disk), "
-        f"{size(sum(shard.live_bytes for shard in shards))} from the nodes.",
+        f"{differing} differ there, {equal} are equal. {did if written or recovered.dry_run else 'None was written.'}",
+        _bytes_read(shards),
     ]
     named = {
         "Missing": [point_id for shard in shards for point_id in shard.first_missing],
@@ -71,6 +69,13 @@ def recovered_text(recovered: Recovered) -> str:
     }
     lines += [f"{what}: {_some(ids)}" for what, ids in named.items() if ids]
     return "\n\n".join(lines)
+
+
+def _bytes_read(shards: Sequence[RecoveredShard]) -> str:
+    fetched, held = sum(shard.fetched_bytes for shard in shards), sum(shard.archive_bytes for shard in shards)
+    kept = f", for archives of {size(held)} of which the others were on this disk" if fetched < held else ""
+    live = size(sum(shard.live_bytes for shard in shards))
+    return f"Read: {size(fetched)} from the bucket{kept}; {live} from the nodes."
 
 
 def _some(ids: Sequence[PlainId]) -> str:

@@ -42,11 +42,19 @@ def _of_every_kind() -> Sample:
     vectors = sample.body["vectors"] | {
         "halves": cosine,
         "half rows": cosine | {"multivector_config": {"comparator": "max_sim"}},
+        # Two rows of whole numbers are taken for a sparse vector by 1.16.3, unless they are written as 1.0.
+        "byte rows": {
+            "size": 2,
+            "distance": "Dot",
+            "datatype": "uint8",
+            "multivector_config": {"comparator": "max_sim"},
+        },
     }
     for point in sample.points:
         if rng.random() < 0.8:
             point["vector"]["halves"] = [-0.0, *floats(rng, 7)]
             point["vector"]["half rows"] = [floats(rng, 8) for _ in range(rng.randrange(1, 4))]
+            point["vector"]["byte rows"] = [[1.0, 255.0], [0.0, float(rng.randrange(256))]]
     return replace(sample, body=sample.body | {"vectors": vectors, "shard_number": 6, "replication_factor": 1})
 
 

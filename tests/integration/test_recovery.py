@@ -339,7 +339,7 @@ def test_what_is_sent_is_shown_to_the_bit(damaged: Damaged, tmp_path: Path) -> N
         for point in points(1500)
     ]
     [batch] = read_points(build_archive(tmp_path, content), tmp_path / "work", Selection(hashes=True))
-    assert 5 < len(batch.carried) < 50
+    assert 0 < len(batch.carried) < 10
     api, path = damaged.api, damaged.api.of("doubles")
     vectors = {"image": {"size": 4, "distance": "Dot"}, "text": {"size": 2, "distance": "Euclid"}}
     api.call("PUT", path, {"vectors": vectors, "shard_number": 1, "replication_factor": 3})

@@ -1,6 +1,7 @@
 """Doubles in payloads, written so that Qdrant shows them as they are; that it does is tested on a real server."""
 
 from math import isclose, isfinite
+from random import Random
 
 import orjson
 from hypothesis import given
@@ -49,11 +50,24 @@ def test_the_reader_is_off_where_it_is_known_to_be() -> None:
 
 
 def test_a_quarter_of_the_tiny_ones_needs_another_text() -> None:
-    """One whose own digits would end as its neighbour is written as another decimal."""
-    value = next(v for n in range(1000) if shown_of(repr(v := read_by_qdrant(repr(n * 1.1e-12))).encode()) != v)
-    text = payload_json({"x": value})
-    assert text != orjson.dumps({"x": value})
-    assert shown_of(text.removeprefix(b'{"x":').removesuffix(b"}")) == value
+    """One whose own digits would end as its neighbour is written as another decimal; the few without are told."""
+    rng = Random("tiny")
+    tiny = [read_by_qdrant(repr(rng.random() * 1e-9)) for _ in range(3000)]
+    needing = [value for value in tiny if shown_of(repr(value).encode()) != value]
+    assert 0.2 < len(needing) / len(tiny) < 0.3
+    told = [as_read({"x": value})["x"] for value in needing]
+    texts = [payload_json({"x": value}).removeprefix(b'{"x":').removesuffix(b"}") for value in needing]
+    assert [shown_of(text) for text in texts] == told
+    without = sum(value != shown for value, shown in zip(needing, told, strict=True))
+    assert without / len(tiny) < 0.002  # one in two thousand of those written over gRPC has none
+
+
+def test_one_without_a_right_text_is_told() -> None:
+    """It is written as its own digits, and `as_read` says what is shown of them."""
+    value = 2.3207488775714402e-10  # written over gRPC
+    [told] = as_read({"x": [value]})["x"]
+    assert told != value
+    assert told == shown_of(payload_json({"x": value}).removeprefix(b'{"x":').removesuffix(b"}"))
 
 
 def test_nothing_else_is_touched() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from ferry.archive import crew
 from ferry.archive.digest import digest_of, point_fields, range_of
 from ferry.archive.points import Batch, Selection, read_points
 from ferry.archive.reader import OpenArchive, id_order, open_archive
@@ -136,11 +137,17 @@ def test_what_json_cannot_carry_is_named(tmp_path: Path, vector: dict[str, Any])
     assert ids_of(read(archive, tmp_path, hashes=True, with_points=False)) == [1, 77]
 
 
-def test_it_can_be_stopped_and_left(archive: Path, tmp_path: Path) -> None:
-    """What progress raises comes out; who takes no more closes it: either way the process and the folder are gone."""
+@pytest.mark.parametrize("silent", [True, False])
+def test_it_can_be_stopped_and_left(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    """What progress raises comes out, with a batch or while there is none; who takes no more closes it: either way the
+    process and the folder are gone."""
+    monkeypatch.setattr(crew, "HEARTBEAT_SECONDS", 0.01)
 
-    def stop(_done: int) -> None:
-        raise StoppedError("stop")
+    def stop(done: int) -> None:
+        if silent is (done == 0):
+            raise StoppedError("stop")
 
     with pytest.raises(StoppedError):
         list(read_points(archive, tmp_path / "work", Selection(), stop))
