@@ -16,7 +16,7 @@ from ferry.repository.lease import Lease
 from ferry.repository.lease_watch import call_back_tasks
 from ferry.restore import preflight, records, run, steps, stream, switch
 from ferry.restore.plan import RestorePlan, RestoreRequest
-from ferry.restore.run import Filled
+from ferry.restore.records import Filled
 from ferry.restore.shape import PlannedStream
 from ferry.restore.stream import StreamedShard
 from ferry.verify.replica import ReplicaVerdict

@@ -155,7 +155,10 @@ class Node:
         self.request("POST", path, json={"shard_key": key}, **self._by_consensus())
 
     def update_aliases(self, actions: list[dict[str, Any]]) -> None:
-        """Apply alias actions, all or none."""
+        """Apply alias actions, one after the other: those before one that is refused stay done (seen on 1.16.3).
+
+        ``create_alias`` alone replaces what is there.
+        """
         self.request("POST", "/collections/aliases", json={"actions": actions}, **self._by_consensus())
 
     def exists(self, name: str) -> bool:

@@ -206,8 +206,7 @@ def require_overwritten(
         f"{plan.target} is overwritten and differs from the proof of {plan.manifest.backup_id}: {'; '.join(problems)}."
     )
     written = [finding.message for finding in found if finding.subject == writes_to(plan.target)]
-    why = "Stop what writes to it" if written else "See that nobody writes to it"
-    raise VerificationError(" ".join([msg, *written]), f"{why}, then run it again: {again(prepared.request)}")
+    raise VerificationError(" ".join([msg, *written]), _ways_on(prepared.request, before))
 
 
 def finish(connections: Connections, done: Overwritten) -> None:
@@ -229,9 +228,8 @@ def half_way(
     connections: Connections, prepared: Prepared, before: BackupId | None, error: BaseException
 ) -> InPlaceError:
     """What stopped it, what every replica holds by now, and the commands that go on or back."""
-    plan, request = prepared.plan, prepared.request
+    plan, works = prepared.plan, prepared.works
     nodes = [connections.cluster.node(node.peer_id) for node in plan.layout.nodes]
-    works = prepared.works
 
     def look(node: Node) -> list[str]:
         return [_held(node, work) for work in works if work.node.peer_id == node.peer_id]
@@ -243,10 +241,14 @@ def half_way(
         "answer from a mixture of both states, or not at all. Change none of its settings until every replica can be "
         "read: Qdrant 1.16 ends the consensus of a node that cannot read its shard."
     )
-    back = f"Or bring the state of before back: {back_to(request, before)}" if before else "The state of before was "
-    back += "" if before else f"not backed up by this run: python -m ferry list --cluster {request.cluster}"
-    remedy = f"Stop what writes to it, see that every node runs, then go on: {again(request)}\n{back}"
-    return InPlaceError(msg, remedy)
+    return InPlaceError(msg, _ways_on(prepared.request, before))
+
+
+def _ways_on(request: InPlaceRequest, before: BackupId | None) -> str:
+    back = f"The state of before was not backed up by this run: python -m ferry list --cluster {request.cluster}"
+    if before is not None:
+        back = f"Or bring the state of before back: {back_to(request, before)}"
+    return f"Stop what writes to it, see that every node runs, then go on: {again(request)}\n{back}"
 
 
 def _held(node: Node, work: steps.ReplicaWork) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeAlias
 
 from ferry.connections import Connections
 from ferry.errors import VerificationError
@@ -11,12 +10,11 @@ from ferry.models import Progress, Value
 from ferry.repository import readers
 from ferry.restore import preflight, records, steps, switch
 from ferry.restore.plan import RestorePlan, RestoreRequest, archive_bytes
+from ferry.restore.records import Filled
 from ferry.restore.shape import PlannedStream
 from ferry.restore.stream import StreamedShard, stream_shard
 from ferry.verify.combined import combined_problems
 from ferry.verify.replica import ReplicaVerdict
-
-Filled: TypeAlias = steps.RecoveredReplica | StreamedShard
 
 
 class Restored(Value):

@@ -173,7 +173,7 @@ def watched(stage: Stage) -> Iterator[list[str]]:
                     answers[0] += 1
                     if found != 5:
                         wrong.append(f"{url}: {found} points")
-                time.sleep(0.002)
+                time.sleep(0.01)
 
     readers = [threading.Thread(target=read, args=(url,)) for url in stage.cluster.urls]
     for reader in readers:

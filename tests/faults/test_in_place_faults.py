@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from ferry.errors import InPlaceError, LayoutError, LeaseHeldError, VerificationError
+from ferry.models import BackupId
 from ferry.qdrant import snapshots
 from ferry.restore import overwrite
 from ferry.restore.in_place import InPlaceRequest, again, back_to
@@ -190,7 +191,7 @@ def test_a_node_killed_in_mid_recover(tmp_path: Path, monkeypatch: pytest.Monkey
         assert message.count(f"on {label} cannot be read") == 2
         assert message.count("points as the backup") == 4
         assert again(asked) in remedy
-        assert back_to(asked, scene.complete()[0]) in remedy
+        assert back_to(asked, BackupId(scene.complete()[0])) in remedy
 
         victim.restart()
         scene.settled("source")

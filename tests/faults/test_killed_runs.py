@@ -4,7 +4,9 @@ import pytest
 
 from ferry.errors import PreflightError
 from flows.back_up_cluster import back_up_cluster
+from flows.finish_restore import finish_restore
 from flows.restore_collection import restore_collection
+from flows.roll_back_restore import roll_back_restore
 from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
 from tests.faults.scene import ALIAS, LIVE, Scene, fill, names_and_aliases
 
@@ -72,7 +74,10 @@ def test_the_next_restore_tidies_after_a_killed_one(scene: Scene, runs: Runs) ->
 
 
 def test_a_restored_collection_outlives_its_killed_run(scene: Scene, runs: Runs) -> None:
-    """Once it was found equal to its proof, a collection is the operator's: no later run drops or replaces it."""
+    """Once it was found equal to its proof, a collection is the operator's: no later run drops or replaces it.
+
+    What its alias was to do is known: a finish that names the alias does it, and a roll back goes back.
+    """
     scene.back_up()
     target = scene.shop.clusters["target"]
     for into, (at, when) in LATE_STEPS.items():
@@ -81,6 +86,13 @@ def test_a_restored_collection_outlives_its_killed_run(scene: Scene, runs: Runs)
         scene.remember("target", into)
         with pytest.raises(PreflightError, match=f"{into} is already a collection"):
             restore_collection(**TARGET, into=into)
+        if into == "kept":
+            assert finish_restore("target", "main") == []
+            assert names_and_aliases(target)[1] == {ALIAS: LIVE}
+            finish_restore("target", "main", alias=ALIAS)
+            assert names_and_aliases(target)[1] == {ALIAS: "kept"}
+    assert roll_back_restore("target", "main", ALIAS) == "kept"
+    assert names_and_aliases(target)[1] == {ALIAS: "kept"}
     scene.require_sound()
 
 

@@ -5,16 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from ferry.errors import LeaseHeldError, PreflightError
-from flows.finish_restore import finish_restore
-from flows.roll_back_restore import roll_back_restore
-from tests.faults.conftest import RESTORE, Runs
-from tests.faults.conftest import TARGET as RESTORED
-from tests.faults.scene import ALIAS as LIVE_ALIAS
-from tests.faults.scene import LIVE, Scene, fill, names_and_aliases, soon
+from tests.faults.conftest import Runs
+from tests.faults.scene import fill, soon
 from tests.faults.switching import ACT, NEW, OLD, OTHER, Stage, act, hurry, watched
 from tests.workshop import Workshop
-
-TARGET = {"cluster": "target", "repository": "main"}
 
 
 @pytest.fixture(autouse=True)
@@ -125,36 +119,20 @@ def test_two_finishes_at_once_are_one(stage: Stage) -> None:
 
 
 def test_an_alias_that_somebody_moves_meanwhile_is_left_to_them(stage: Stage) -> None:
-    """Moved while a switch or a roll back is on its way: it is left there, and nothing is dropped."""
+    """Moved right after a switch was noted: it is left there. Moved after a switch: there is no way back by Ferry."""
     fill(stage.cluster, OTHER, 20, shards=1)
-    told = "pointed at shop-old when planned and at shop-other now", "points at shop-other, which is neither"
-    for what, match, reason in (("switch", "/switches/", told[0]), ("roll_back", "/leases/", told[1])):
-        begin(stage, what)
-        stage.bucket.hold(match, lambda: None)
-        pid = stage.runs.start(ACT, {"what": what})
-        soon(lambda: stage.bucket.held)
-        stage.point(OTHER)
-        stage.bucket.let_go()
-        assert stage.runs.wait(pid) == "exit 1"
-        assert reason in stage.runs.output(pid)
-        assert (stage.alias(), stage.names() & {OLD, NEW}) == (OTHER, {OLD, NEW})
-    # The way back is refused, and the old one goes when its time is over: the alias has left it.
-    with pytest.raises(PreflightError, match=told[1]):
-        act("roll_back")
-    act("finish")
-    assert stage.names() & {OLD, NEW} == {NEW}
-    assert stage.alias() == OTHER
-
-
-def test_a_restore_that_dies_before_its_alias_moves_is_finished(scene: Scene, runs: Runs, quick: None) -> None:
-    """The collection is complete and nobody's to drop; what it was for is noted, so a finish puts it into service."""
-    del quick
-    backup_id = scene.back_up()
-    runs.killed(RESTORE, {**RESTORED, "backup": backup_id, "into": "docs-again"}, at="ferry.restore.steps:keep_target")
-    assert names_and_aliases(scene.shop.clusters["target"])[1] == {LIVE_ALIAS: LIVE}
-    scene.connections()
-    assert finish_restore(**TARGET) == []
-    assert finish_restore(**TARGET, alias=LIVE_ALIAS) == []
-    assert names_and_aliases(scene.shop.clusters["target"]) == ({LIVE, "docs-again"}, {LIVE_ALIAS: "docs-again"})
-    assert roll_back_restore(**TARGET, alias=LIVE_ALIAS, drop_new=True) == LIVE
-    scene.require_untouched()
+    stage.bucket.hold("/switches/", lambda: None)
+    pid = stage.runs.start(ACT, {"what": "switch"})
+    soon(lambda: stage.bucket.held)
+    stage.point(OTHER)
+    stage.bucket.let_go()
+    assert stage.runs.wait(pid) == "exit 1"
+    assert "pointed at shop-old when planned and at shop-other now" in stage.runs.output(pid)
+    assert (stage.alias(), stage.names() & {OLD, NEW}) == (OTHER, {OLD, NEW})
+    begin(stage, "roll_back")
+    stage.point(OTHER)
+    error = refusal("roll_back")
+    assert error is not None
+    assert "points at shop-other, which is neither shop-old nor the shop-new of the restore" in error.message
+    act("finish")  # the time of the old one is over, and the alias has left it
+    assert (stage.alias(), stage.names() & {OLD, NEW}) == (OTHER, {NEW})

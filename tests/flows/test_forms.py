@@ -69,12 +69,13 @@ def test_the_readme_tells_the_tasks_of_each_flow_in_order() -> None:
     import tasks.recover_points
     import tasks.restore_cluster
     import tasks.restore_collection
+    import tasks.restore_in_place
     import tasks.roll_back_restore
     import tasks.verify_backup
 
     readme = (ROOT / "README.md").read_text()
     modules = (tasks.back_up_cluster, tasks.restore_collection, tasks.restore_cluster, tasks.verify_backup)
-    modules = (*modules, tasks.mend_collection, tasks.finish_restore, tasks.roll_back_restore)
+    modules = (*modules, tasks.restore_in_place, tasks.mend_collection, tasks.finish_restore, tasks.roll_back_restore)
     for module in (*modules, tasks.compare_backups, tasks.recover_points, tasks.prune_backups, tasks.hold_backup):
         flow = module.__name__.removeprefix("tasks.")
         [row] = re.findall(rf"^\| `{flow}` \| ([^|]+) \|", readme, re.MULTILINE)

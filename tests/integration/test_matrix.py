@@ -83,17 +83,16 @@ CELLS = {
     "copies 1 to 2, shards 6 to 6": Cell("six", "four", "shards", 4, plain(6), 2, {"replication_factor": 2}),
     "shards 3 to 5": Cell("three", "two", "points", 2, plain(5), 2, {"shape": Shape(shard_number=5)}),
     "shards 6 to 2": Cell("six", "four", "points", 4, plain(2), 1, {"shape": Shape(shard_number=2)}),
-    "shards 3 to 3 by points": Cell("three", "four", "points", 4, plain(3), 2, {"path": "points"}),
     "one shard to one key": Cell(
         "single", "two", "shards", 2, {1: "all"}, 1, {"shape": Shape(sharding="custom", into_key="all")}
     ),
     "auto to one key of many shards": Cell(
-        "three", "four", "points", 4, {1: 7, 2: 7, 3: 7}, 2, {"shape": Shape(sharding="custom", into_key=7)}
+        "three", "two", "points", 2, {1: 7, 2: 7, 3: 7}, 2, {"shape": Shape(sharding="custom", into_key=7)}
     ),
     "auto to a key for each tenant": Cell(
         "six", "two", "points", 2, {1: "t0", 2: "t1"}, 1, {"shape": Shape(sharding="custom", key_field="tenant")}
     ),
-    "keys to auto": Cell("keyed", "four", "points", 4, plain(5), 2, {"shape": Shape(sharding="auto")}),
+    "keys to auto": Cell("keyed", "two", "points", 2, plain(5), 2, {"shape": Shape(sharding="auto")}),
     "one key to auto": Cell(
         "keyed", "two", "shards", 2, plain(1), 2, {"shape": Shape(sharding="auto", only_keys=("b",))},
         without=("z/ключ", 7),

@@ -1,7 +1,6 @@
 """Blue/green on real servers: the alias moves, the old collection stays for its time, goes, or serves again."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,9 +54,8 @@ def target(workshop: Workshop) -> Iterator[Api]:
 
 
 def make(api: Api, name: str, points: int = 12) -> None:
-    """A small collection on both nodes."""
-    sample = few(name, points)
-    api.make(name, replace(sample, body=sample.body | {"replication_factor": 2}))
+    """A small collection."""
+    api.make(name, few(name, points))
 
 
 def add(api: Api, name: str, number: int = 1) -> None:

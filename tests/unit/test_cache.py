@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -165,15 +164,29 @@ def test_what_fails_or_dies_in_mid_fetch_is_made_anew(bucket: Bucket, monkeypatc
 
 
 def test_a_dropped_folder_is_not_taken_for_the_new_one(bucket: Bucket) -> None:
-    """Who waited for the lock of a folder that was dropped meanwhile takes the one that is there now."""
+    """Who waited for the lock of a folder that was dropped meanwhile holds that of the one in its place."""
     use(bucket, 0)
     [place] = bucket.kept()
     handle = os.open(place, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    waiting = threading.Thread(target=use, args=(bucket, 0))
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with bucket.shard(0):
+            inside.set()
+            assert leave.wait(10)
+
+    waiting = threading.Thread(target=stay)
     waiting.start()
     time.sleep(0.3)
-    shutil.rmtree(place)
+    aside = place.rename(place.with_name("aside"))  # another process drops it, and a third one fills it anew
+    place.mkdir()
+    (aside / "shard").rename(place / "shard")
+    aside.rmdir()
     os.close(handle)
+    assert inside.wait(10)
+    assert not cache._drop(place)
+    leave.set()
     waiting.join(30)
-    assert (bucket.fetched, len(bucket.kept())) == ([0, 0], 1)
+    assert cache._drop(place)
+    assert bucket.fetched == [0]

@@ -135,6 +135,20 @@ def test_what_no_rule_keeps_is_deleted_with_its_reason(store: ClockedStore) -> N
     assert prune(store).outcomes == ()
 
 
+def test_what_is_no_part_of_a_backup_stays(store: ClockedStore) -> None:
+    """Records of restores into a cluster of that name are not its backups; nor is what others put there."""
+    backup_id = back_up(store, 0)
+    others = [KEYS.restore("test", backup_id), "ferry/notes.txt", f"{KEYS.restores_prefix('test')}notes.txt"]
+    for key in others:
+        store.put_document(key, b"{}")
+    back_up(store, 8)
+    back_up(store, 9)
+    store.clock += 365 * DAY
+    assert [outcome.backup_id for outcome in prune(store).outcomes] == [backup_id]
+    gc.collect(repository_of(store), "test", KEEP_TWO, "gc", every=True)
+    assert set(others) <= set(store.objects)
+
+
 def test_a_dry_run_writes_nothing(store: ClockedStore) -> None:
     """It shows what would be deleted."""
     ids = [back_up(store, day) for day in range(3)]

@@ -1,6 +1,7 @@
 """The pure part of blue/green: where an alias is, what is kept and until when, and what may be dropped."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 
 from ferry import switch_report
 from ferry.__main__ import parser
-from ferry.errors import ConflictError
+from ferry.errors import ConfigurationError, ConflictError, PreflightError, RestoreError
 from ferry.models import BackupId
 from ferry.repository.layout import Keys
+from ferry.restore import finish as finishing
+from ferry.restore import roll_back as rolling
+from ferry.restore import switch as switching
 from ferry.restore.finish import Finished, FinishedAlias
 from ferry.restore.roll_back import WayBack
 from ferry.restore.switch_record import (
@@ -190,6 +194,82 @@ def test_the_record_is_written_only_over_what_was_read() -> None:
     assert broken.find() is None
     broken.write(switch())  # a restore goes into service all the same
     assert broken.read() == switch()
+
+
+def connected(store: MemoryStore) -> Any:
+    """Connections to a store in memory and to a cluster that nobody asks."""
+    return SimpleNamespace(store=store, keys=KEYS, cluster=SimpleNamespace(name="target"))
+
+
+@pytest.mark.parametrize("state", ["planned", "moved", "rolled_back", "finished", "void"])
+@pytest.mark.parametrize("at", ["old", "new", "third", None])
+def test_a_dry_finish_writes_nothing_wherever_the_alias_is(
+    monkeypatch: pytest.MonkeyPatch, state: str, at: str | None
+) -> None:
+    """Also where the finish itself would first set the record right; an old one whose move was not noted is kept."""
+    store = MemoryStore()
+    moved = switch(keep_days=0).moved(NOON - timedelta(days=1), 10)
+    SwitchPlace(store, KEYS, "target", "live").write(moved.model_copy(update={"state": state}))
+    before = list(store.writes)
+    monkeypatch.setattr(finishing, "store_time", lambda _store, _key: NOON)
+    monkeypatch.setattr(finishing, "look", lambda _cluster: seen(at))
+    monkeypatch.setattr(finishing, "count_of", lambda _cluster, _side: 10)
+    for alias in (None, "live"):
+        foreseen = finishing.look_at_finish(connected(store), alias, WISHES)
+        may_drop = state == "moved" or at == "new"
+        assert (foreseen.dropped == ["old"]) == (may_drop and at != "old" and state not in ("finished", "void"))
+        assert foreseen.aliases[0].moved == (alias == "live" and (state, at) == ("planned", "old"))
+        assert any("was to move alias" in told.message for told in foreseen.findings) == (
+            state == "planned" and at != "new" and not foreseen.aliases[0].moved
+        )
+    assert store.writes == before
+
+
+def test_a_switch_of_an_alias_that_is_elsewhere_is_not_even_noted() -> None:
+    """The record of the switch before stays what it was."""
+    store = MemoryStore()
+    alias = switching.HeldAlias(connected(store), "live", lease=None, place=SwitchPlace(store, KEYS, "target", "live"))  # type: ignore[arg-type]
+    intent = switching.Intent(alias="live", old="old", new="new", restore_id=BACKUP_ID, backup_id=BACKUP_ID)
+    with pytest.raises(RestoreError, match="pointed at old when planned and at third now") as caught:
+        switching.ready(alias, intent, seen("third"))
+    assert "new is restored and verified" in str(caught.value.remedy)
+    assert store.writes == []
+
+
+@pytest.mark.parametrize(
+    ("noted", "found", "refusal"),
+    [
+        (switch(), seen("new"), None),
+        (switch(), seen(None), None),
+        (switch(old=None), seen("new"), "there is no collection to go back to"),
+        (switch(), seen("third"), "points at third, which is neither old nor the new of the restore"),
+        (switch(), seen("new", new="another"), "points at new, which is neither"),
+        (switch(), Seen(aliases={"live": "new"}, uuids={"new": "2"}), "is gone. Nothing was changed"),
+        (switch(), seen("new", old="another"), "is another collection now. Nothing was changed"),
+        (switch().ended("finished", NOON), Seen(aliases={}, uuids={}), "is gone; it was dropped at 2026-11-22 12:00"),
+    ],
+)
+def test_the_way_back_leads_only_to_the_very_old_one(noted: Switch, found: Seen, refusal: str | None) -> None:
+    """From the new collection, or from nowhere, which is what dropping the new one by hand leaves."""
+    if refusal is None:
+        assert rolling._require_way(noted, found) == "old"
+        return
+    with pytest.raises(PreflightError) as caught:
+        rolling._require_way(noted, found)
+    assert refusal in caught.value.message
+    assert "Nothing was changed" in caught.value.message
+
+
+def test_what_goes_over_a_rule_is_for_one_alias_and_a_refusal_is_its_error() -> None:
+    """A schedule names no alias, so it can neither drop early nor what has changed."""
+    for wishes in (FinishWishes(now=True), FinishWishes(drop_changed="old")):
+        with pytest.raises(ConfigurationError, match="one alias at a time"):
+            finishing.look_at_finish(connected(MemoryStore()), None, wishes)
+    refused = judge(KEPT, seen("new"), 11, WISHES, NOON)
+    done = FinishedAlias(switch=switch(), verdicts=(refused,))
+    with pytest.raises(PreflightError, match=r"old was not dropped: it has 11 points .* Nothing was dropped") as caught:
+        finishing._require_none_refused(done)
+    assert "--drop-changed old" in str(caught.value.remedy)
 
 
 def test_the_words_say_what_is_lost_and_what_stays() -> None:
