@@ -56,7 +56,7 @@ def test_a_backup_without_delete_is_locked_and_restored_by_keys_that_only_read(s
 
     shop.configure(repository=keyed.keys("restore-only"))
     assert proven_everywhere(restore(shop, record, "docs"))
-    tops = {"backups", "conformance.json", "ferry.json", "leases", "probe", "runs", "readers"}
+    tops = {"backups", "conformance.json", "ferry.json", "leases", "probe", "runs", "readers", "restores"}
     assert {key.split("/")[0] for key in shop.objects()} <= tops
 
 
