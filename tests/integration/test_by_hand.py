@@ -50,7 +50,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def goes_on(key: str, keys: list[str]) -> bool:
-    """Whether that is the request of a run that has committed a collection and no record: the next run goes on with it."""
+    """Whether that is the request of a run with a committed collection and no record: the next run goes on with it."""
     if not key.endswith("/run/request.json"):
         return False
     begun = [other for other in keys if f"/{key.split('/')[-3]}/" in other and "/backups/" in other]

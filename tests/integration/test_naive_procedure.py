@@ -22,7 +22,6 @@ from tests.integration.samples import Api, few
 from tests.workshop import Workshop
 
 pytestmark = SERVERS
-# Nine shards: that Qdrant by chance places all copies where the snapshots have them is one case in 1,680.
 PLAIN, KEYED, ALIAS, POINTS, SHARDS, COPIES = "plain", "keyed", "plain-live", 900, 9, 2
 KEYS = ("red", "blue")
 UNCHANGED_SECONDS, PATIENCE_SECONDS = 4.0, 30.0  # a Dead replica recovers by itself within some 2 s (1.16.3)
@@ -133,15 +132,14 @@ def show(title: str, found: Left, seconds: float) -> None:
 def test_the_documented_way_and_ours_side_by_side(shop: Workshop, three_nodes: QdrantCluster) -> None:
     """Ours: every copy Active where it is wanted, the keys, the alias. The other: answers 200 to everything, too.
 
-    It leaves copies too many that stay Partial for good, no alias, and of a collection with shard keys nothing at all.
+    It leaves no alias, of a collection with shard keys nothing at all, and mostly copies too many that stay Partial.
     """
     source = left(three_nodes, PLAIN)
     statuses, seconds = naive(three_nodes, PLAIN, "naive")
     theirs = left_at_last(three_nodes, "naive")
     show("documented way, auto sharding", theirs, seconds)
     assert statuses == [200, 200, 200]
-    assert theirs.inactive
-    assert theirs.crowded
+    # Copies too many that stay Partial are left in most runs, and not in all: it depends on where Qdrant places copies.
     assert all(theirs.counts[shard][node] < max(source.counts[shard].values()) for shard, node in theirs.inactive)
     assert "naive" not in theirs.aliases.values()
 
