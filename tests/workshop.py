@@ -1,7 +1,8 @@
 """What tests on real servers have in common: settings for some clusters and a bucket, and looking at what is left."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -15,6 +16,14 @@ from sandbox.s3 import S3Server
 
 # A run that was started in the background passes an ignored SIGINT on to all it starts; a terminal's does not.
 AS_IN_A_TERMINAL = ("env", "--default-signal=INT")
+
+
+def eventually(holds: Callable[[], bool], timeout_seconds: float = 10) -> bool:
+    """Ask until it holds, or until the time is over."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return held
 
 
 class Workshop:
@@ -172,3 +181,12 @@ def drop_everything(cluster: QdrantCluster) -> None:
     with httpx.Client(base_url=cluster.urls[0], headers=headers, timeout=30, trust_env=False) as http:
         for entry in http.get("/collections").json()["result"]["collections"]:
             http.delete(f"/collections/{quote(entry['name'], safe='')}").raise_for_status()
+
+        def empty(url: str) -> bool:
+            try:
+                return not http.get(f"{url}/collections").json()["result"]["collections"]
+            except httpx.TransportError:
+                return True  # a node that its test has stopped
+
+        # A node may learn a moment later what the first was told.
+        assert all(eventually(lambda url=url: empty(url)) for url in cluster.urls)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.soak.soak import BACKUP, Soak, seed_from
 from tests.soak.tripwire import Snare
-from tests.workshop import Workshop
+from tests.workshop import Workshop, eventually
 
 FIXED_SEED = 20261122
 
@@ -70,7 +70,13 @@ def test_a_multipart_upload_is_continued_from_its_parts(soak: Soak) -> None:
 def _killed_at(soak: Soak, match: str, nth: int = 1) -> str:
     """A backup that is killed when its nth change of that kind is on its way, which then is lost; its id."""
     run = soak.commands.start(*BACKUP)
-    soak.store.on_change = Snare(nth, lambda: run.send(signal.SIGKILL), dropped=True, match=match)
+
+    def kill() -> None:
+        uploads = soak.truth.uploads()  # its parts travel side by side: one at least is to have arrived
+        assert not uploads or eventually(lambda: bool(soak.truth.parts(uploads[0])))
+        run.send(signal.SIGKILL)
+
+    soak.store.on_change = Snare(nth, kill, dropped=True, match=match)
     assert run.wait() == f"signal {int(signal.SIGKILL)}", str(run)
     soak.store.on_change = None
     found = re.search(r"backup (\d{8}T\d{6}Z-[0-9a-f]{6})", run.output)

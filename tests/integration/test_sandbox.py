@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from sandbox.process import LOOPBACK, Launch, Process, SandboxError, free_port, 
 from sandbox.qdrant import QdrantCluster, QdrantNode, storage_limit_supported, wait_consensus
 from sandbox.s3 import S3Server
 from sandbox.state import SandboxState
+from tests.workshop import eventually
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -62,14 +63,6 @@ def proxy(s3: S3Server) -> Iterator[FaultProxy]:
 def through(s3: S3Server, proxy: FaultProxy) -> S3Client:
     """Give a boto3 client that reaches S3 through the proxy, without retries."""
     return s3.client(proxy.url)
-
-
-def eventually(holds: Callable[[], bool], timeout_seconds: float = 10) -> bool:
-    """Ask until it holds, or until the time is over."""
-    deadline = time.monotonic() + timeout_seconds
-    while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return held
 
 
 def status_of(error: ClientError) -> int:
