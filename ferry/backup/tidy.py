@@ -42,16 +42,17 @@ def begun(connections: Connections, plan: BackupPlan, holder: str) -> Iterator[B
     connections.catalog.ensure_repository()
     key = connections.keys.lease(plan.cluster)
     with acquire(connections.store, key, holder, connections.profile.lease_seconds) as lease:
-        run = begin(connections, plan, lease)
-        _Tidying(connections, lease, run.plan).before(run)
         made: frozenset[_SnapshotOf] = frozenset()
         try:
+            run = begin(connections, plan, lease)
+            plan = run.plan
+            _Tidying(connections, lease, plan).before(run)
             yield run
             made = frozenset((work.collection, work.shard_id, work.node.peer_id) for work in run.plan.archives)
         finally:
             spool.drop_kept(connections.worker)
             try:
-                _Tidying(connections, lease, run.plan, made).after()
+                _Tidying(connections, lease, plan, made).after()
             except FerryError as error:  # must not hide why the run itself failed
                 log.warning("left for the next run: %s", error.message)
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.soak.commands import Run
 from tests.soak.soak import BACKUP, Soak, seed_from
 from tests.soak.tripwire import Snare
-from tests.workshop import Workshop, eventually
+from tests.workshop import Workshop
 
 FIXED_SEED = 20261122
 
@@ -53,30 +54,40 @@ def test_a_continued_run_moves_nothing_of_what_was_proven(soak: Soak) -> None:
 
 
 def test_a_multipart_upload_is_continued_from_its_parts(soak: Soak) -> None:
-    """Killed while its last part is on the way, an upload keeps its id; only the parts that are missing are sent."""
+    """Killed in the middle, an upload keeps its id, and only the parts that are missing are sent."""
     soak.content.load()
-    killed = _killed_at(soak, "partNumber=3")
+    run = soak.commands.start(*BACKUP)
+
+    def once_a_part_is_there(request: str) -> bool:
+        """Its parts travel side by side, so what is sent next may be a part or, when all are there, the completion."""
+        if "uploadId=" not in request or not any(map(soak.truth.parts, soak.truth.uploads())):
+            return False
+        run.send(signal.SIGKILL)
+        return True
+
+    soak.store.on_change = once_a_part_is_there
+    killed = _id_of_killed(soak, run)
     [upload] = soak.truth.uploads()
     held = {part["PartNumber"] for part in soak.truth.parts(upload)}
     assert held
     soak.store.requests.clear()
     soak.undisturbed()
-    lines = [line for line in soak.store.requests if line.startswith("PUT") and "partNumber=" in line]
+    lines = [line for line in soak.store.requests if "uploadId=" in line and line.startswith(("PUT", "POST"))]
+    assert lines
     assert all(upload["UploadId"] in line for line in lines)
-    assert {int(re.findall(r"partNumber=(\d+)", line)[0]) for line in lines} == {1, 2, 3} - held
+    parts = {int(found) for line in lines for found in re.findall(r"partNumber=(\d+)", line)}
+    assert parts == {1, 2, 3} - held
     assert soak.require_clean().complete() == [killed]
 
 
 def _killed_at(soak: Soak, match: str, nth: int = 1) -> str:
     """A backup that is killed when its nth change of that kind is on its way, which then is lost; its id."""
     run = soak.commands.start(*BACKUP)
+    soak.store.on_change = Snare(nth, lambda: run.send(signal.SIGKILL), dropped=True, match=match)
+    return _id_of_killed(soak, run)
 
-    def kill() -> None:
-        uploads = soak.truth.uploads()  # its parts travel side by side: one at least is to have arrived
-        assert not uploads or eventually(lambda: bool(soak.truth.parts(uploads[0])))
-        run.send(signal.SIGKILL)
 
-    soak.store.on_change = Snare(nth, kill, dropped=True, match=match)
+def _id_of_killed(soak: Soak, run: Run) -> str:
     assert run.wait() == f"signal {int(signal.SIGKILL)}", str(run)
     soak.store.on_change = None
     found = re.search(r"backup (\d{8}T\d{6}Z-[0-9a-f]{6})", run.output)
