@@ -192,6 +192,9 @@ def acquire(
         winner = _read(store, key)
         who = _who(winner[0]) if winner else "Another run was faster."
         raise LeaseHeldError(f"The lease {key} was just taken. {who}", _WAIT) from None
+    except KeyboardInterrupt:  # what was sent may have arrived
+        Lease(store, key, record, '"unknown"', begun).release()
+        raise
     if found is not None and not found[0].released:
         _log.warning("Took over the lease %s of a dead holder: %s", key, found[0].holder)
     return Lease(store, key, record, etag, begun)
