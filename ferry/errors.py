@@ -20,6 +20,7 @@ FerryError
 │   └── WrongKeyError         an archive is encrypted for a key that is not configured
 ├── RestoreError              a restore could not be finished; the live collection is untouched
 ├── InPlaceError              a restore over a live collection stopped half-way; it may be mixed or unreadable
+├── MigrationError            a migration could not be finished; the source is untouched, and it can be gone on with
 ├── VerificationError         two things that must be equal are not
 ├── StuckError                replicas of a collection are stuck, and Ferry may not mend them by itself
 ├── LimitError                a limit of the policy was passed: the backup stopped itself to spare the cluster
@@ -129,6 +130,10 @@ class RestoreError(FerryError):
 
 class InPlaceError(FerryError):
     """A restore over a live collection stopped half-way: some of its replicas are overwritten, or cannot be read."""
+
+
+class MigrationError(FerryError):
+    """A migration could not be finished; source and alias are untouched, and the same call goes on with it."""
 
 
 class VerificationError(FerryError):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, fi
 # Lower case, because a variable cannot tell FERRY_CLUSTERS__PROD from FERRY_CLUSTERS__prod.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MIB = 1024 * 1024
+GRPC_PORT = 6334  # Qdrant's own default
 
 ProfileName = Annotated[str, Field(pattern=NAME_PATTERN)]
 QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
@@ -24,6 +26,7 @@ def _known_zone(name: str) -> str:
 
 
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
+GrpcUrl = Annotated[str, Field(pattern=r"^https?://[^\s/@]+:\d+/?$")]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")]
 
 
@@ -69,6 +72,9 @@ class ClusterProfile(Profile):
     nodes: list[HttpUrl] = Field(
         min_length=1, description="REST address of every node itself; never one address that is balanced over them."
     )
+    grpc_nodes: list[GrpcUrl] | None = Field(
+        default=None, description="The gRPC address of every node, in the order of nodes; absent: port 6334 of each."
+    )
     api_key: SecretStr | None = Field(default=None, description="Key with the right to manage (snapshots need it).")
     ca_file: Path | None = Field(default=None, description="Certificate authority of the nodes, when it is private.")
     timeout_seconds: float = Field(default=30.0, gt=0, description="Deadline of one ordinary request to a node.")
@@ -78,22 +84,37 @@ class ClusterProfile(Profile):
     stall_seconds: float = Field(default=60.0, gt=0, description="Without a byte for so long a transfer starts anew.")
     headroom: Headroom = Field(default_factory=Headroom, description="Where free disk and memory are read from.")
 
-    @field_validator("nodes")
+    @field_validator("nodes", "grpc_nodes")
     @classmethod
-    def _nodes_differ(cls, nodes: list[str]) -> list[str]:
-        cleaned = [node.rstrip("/") for node in nodes]
+    def _nodes_differ(cls, nodes: list[str] | None) -> list[str] | None:
+        cleaned = [node.rstrip("/") for node in nodes or ()]
         if len(set(cleaned)) != len(cleaned):
             msg = "the same address stands twice; every node needs its own"
             raise ValueError(msg)
-        return cleaned
+        return None if nodes is None else cleaned
 
     @model_validator(mode="after")
     def _one_entry_a_node(self) -> "ClusterProfile":
-        for name, entries in (("paths", self.headroom.paths), ("static", self.headroom.static)):
+        for name, entries in (
+            ("headroom.paths", self.headroom.paths),
+            ("headroom.static", self.headroom.static),
+            ("grpc_nodes", self.grpc_nodes),
+        ):
             if entries and len(entries) != len(self.nodes):
-                msg = f"headroom.{name} has {len(entries)} entries for {len(self.nodes)} nodes; it needs one for each"
+                msg = f"{name} has {len(entries)} entries for {len(self.nodes)} nodes; it needs one for each"
                 raise ValueError(msg)
         return self
+
+    @property
+    def grpc_addresses(self) -> list[str]:
+        """The gRPC address of every node, in the order of nodes: as configured, or port 6334 of its host."""
+        return self.grpc_nodes or [_grpc_default(node) for node in self.nodes]
+
+
+def _grpc_default(node: str) -> str:
+    address = urlsplit(node)
+    host = f"[{address.hostname}]" if ":" in (address.hostname or "") else address.hostname
+    return f"{address.scheme}://{host}:{GRPC_PORT}"
 
 
 class Encryption(Profile):

@@ -110,6 +110,7 @@ def _cluster_lines(name: str, records: Sequence[Mapping[str, Any]]) -> list[str]
     return [
         f"[clusters.{name}]",
         f"nodes = {_toml([node.url for node in nodes])}",
+        f"grpc_nodes = {_toml([node.grpc_url for node in nodes])}",
         *api_key,
         f"[clusters.{name}.headroom]",
         'kind = "local"',

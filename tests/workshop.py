@@ -68,7 +68,11 @@ class Workshop:
         tables: dict[str, dict[str, Any]] = {}
         for name, cluster in self.clusters.items():
             headroom = {"kind": "local", "paths": [str(node.disk_path) for node in cluster.nodes]}
-            tables[f"clusters.{name}"] = {"nodes": cluster.urls, "headroom": headroom}
+            tables[f"clusters.{name}"] = {
+                "nodes": cluster.urls,
+                "grpc_nodes": cluster.grpc_urls,
+                "headroom": headroom,
+            }
             if cluster.api_key:
                 tables[f"clusters.{name}"]["api_key"] = cluster.api_key
             tables[f"clusters.{name}"] |= dict((clusters or {}).get(name, {}))

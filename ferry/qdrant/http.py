@@ -74,6 +74,15 @@ class NotFoundError(NodeRefusedError):
     """A 404: the collection, shard or snapshot that the request names is not on the node."""
 
 
+def header_key(profile: ClusterProfile, label: str) -> str | None:
+    """The profile's key for a header. Raises ConfigurationError for one that none may hold; it does not show it."""
+    key = profile.api_key.get_secret_value().strip() if profile.api_key else None
+    if key and not (key.isascii() and key.isprintable()):
+        msg = f"The api_key for {label} holds characters that no HTTP header may hold."
+        raise ConfigurationError(msg)
+    return key
+
+
 def path_of(*segments: str | int) -> str:
     """The path made of these segments, each percent-encoded: collection names may hold spaces and any letters."""
     return "".join("/" + quote(str(segment), safe="") for segment in segments)
@@ -85,15 +94,12 @@ class Transport:
     def __init__(self, url: str, profile: ClusterProfile) -> None:
         self.url = url.rstrip("/")
         self.label = self.url.split("://", 1)[-1]
-        self._key = profile.api_key.get_secret_value().strip() if profile.api_key else None
+        self._key = header_key(profile, self.label)
         self._timeout_seconds = profile.timeout_seconds
         self.received_bytes = 0  # bodies of the answers to `request`
         self._lock = threading.Lock()
         headers = {"Accept-Encoding": "identity"}  # else the node gzips whole snapshots
         if self._key:
-            if not (self._key.isascii() and self._key.isprintable()):
-                msg = f"The api_key for {self.label} holds characters that no HTTP header may hold."
-                raise ConfigurationError(msg)
             headers["api-key"] = self._key
         tls = _private_authority(profile.ca_file) if profile.ca_file else _public_authorities()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=_IDLE_SECONDS)
@@ -210,10 +216,10 @@ class Transport:
         by_qdrant, said = _said(body)
         said = redact(said, self._key)[:_ERROR_CHARACTERS]
         msg = f"Node {self.label} answered {method} {path} with {status}: {said}"
-        if status == httpx.codes.INSUFFICIENT_STORAGE or any(words in said.lower() for words in _NO_SPACE):
+        if status == httpx.codes.INSUFFICIENT_STORAGE or lacks_space(said):
             return NoSpaceError(msg, f"Free disk or memory on {self.label}, then run it again.")
         if status == httpx.codes.TOO_MANY_REQUESTS:
-            return _too_busy(msg, response.headers.get("retry-after"))
+            return too_busy(msg, response.headers.get("retry-after"))
         if response.is_server_error:
             return NodeFaultError(msg) if by_qdrant else ReplyLostError(msg)
         if status in _WRONG:
@@ -227,7 +233,13 @@ class BusyError(NodeUnreachableError):
     retry_after_seconds: float | None = None
 
 
-def _too_busy(message: str, retry_after: str | None) -> NodeRefusedError | BusyError:
+def lacks_space(said: str) -> bool:
+    """Whether these words of a node's mean that its disk or memory does not suffice."""
+    return any(words in said.lower() for words in _NO_SPACE)
+
+
+def too_busy(message: str, retry_after: str | None) -> NodeRefusedError | BusyError:
+    """The error for a limit that was passed, with the seconds to wait; another one where no waiting would help."""
     if "larger than rate limiter" in message:  # waiting would never help
         limit = "write" if "write rate limit" in message.lower() else "read"
         return WrongRequestError(message, f"Raise {limit}_rate_limit in the collection's strict mode.")

@@ -19,6 +19,9 @@ _RENAMED = {"optimizer_config": "optimizers_config"}
 
 # Key in a collection's metadata that says: a restore of Ferry's has not finished here. Metadata exists since 1.16.
 RESTORE_MARK = "ferry_restore"
+# The same of a migration: its id.
+MIGRATION_MARK = "ferry_migration"
+_MARKS = frozenset({RESTORE_MARK, MIGRATION_MARK})
 _READS_IN_A_ROW = 5
 
 
@@ -28,11 +31,12 @@ def creation_body(
     replication_factor: int | None = None,
     write_consistency_factor: int | None = None,
     restore_id: str | None = None,
+    migration_id: str | None = None,
 ) -> dict[str, Any]:
     """The body of ``PUT /collections/{c}`` for the ``config`` of a captured ``GET /collections/{c}``.
 
     Everything is passed on, fields of newer versions too, save nulls (which mean "the server's default") and what only
-    PATCH can set (``patch_body``). ``restore_id`` marks the collection as an unfinished restore from the first moment.
+    PATCH can set (``patch_body``). ``restore_id`` or ``migration_id`` marks it as unfinished from the first moment.
     """
     params = {key: value for key, value in config["params"].items() if key not in _PATCH_ONLY}
     rest = {_RENAMED.get(key, key): value for key, value in config.items() if key not in ("params", "metadata")}
@@ -44,8 +48,9 @@ def creation_body(
     if write_consistency_factor is not None:
         body["write_consistency_factor"] = write_consistency_factor
     metadata = _own_metadata(config)
-    if restore_id is not None:
-        metadata = {**(metadata or {}), RESTORE_MARK: restore_id}
+    for mark, its_id in ((RESTORE_MARK, restore_id), (MIGRATION_MARK, migration_id)):
+        if its_id is not None:
+            metadata = {**(metadata or {}), mark: its_id}
     return body if metadata is None else {**body, "metadata": metadata}
 
 
@@ -72,7 +77,7 @@ def schema_differences(
 ) -> list[str]:
     """Every setting in which two collections differ, as sentences; empty when they are the same.
 
-    Replication and placement, the restore mark and the number of indexed points are not compared; null and missing
+    Replication and placement, marks of Ferry's and the number of indexed points are not compared; null and missing
     are the same.
     """
     source = _comparable(source_config, source_payload_schema)
@@ -106,10 +111,19 @@ def unmark_restore(node: Node, name: str, source_metadata: Mapping[str, Any] | N
     metadata ends with ``{}`` in its place, which a node that asks another one shows as null; readers see no
     difference. Raises NodeRefusedError when something else is left than the source had.
     """
-    node.patch_collection(name, {"metadata": {RESTORE_MARK: None}})
+    _unmark(node, name, RESTORE_MARK, source_metadata)
+
+
+def unmark_migration(node: Node, name: str, source_metadata: Mapping[str, Any] | None) -> None:
+    """The same for the mark of a migration that has finished in this collection."""
+    _unmark(node, name, MIGRATION_MARK, source_metadata)
+
+
+def _unmark(node: Node, name: str, mark: str, source_metadata: Mapping[str, Any] | None) -> None:
+    node.patch_collection(name, {"metadata": {mark: None}})
     wanted = _own_metadata({"metadata": source_metadata}) or {}
     if not _comes_true(node, name, lambda config: (config.get("metadata") or {}) == wanted):
-        msg = f"After the restore mark was taken from {name} its metadata is not the source's."
+        msg = f"After the mark {mark} was taken from {name} its metadata is not the source's."
         raise NodeRefusedError(msg, f"Somebody changed it meanwhile: compare GET /collections/{name} and the manifest.")
 
 
@@ -135,11 +149,17 @@ def restore_mark(config: Mapping[str, Any]) -> str | None:
     return None if mark is None else str(mark)
 
 
+def migration_mark(config: Mapping[str, Any]) -> str | None:
+    """The id of the migration that has not finished in this collection, or None."""
+    mark = (config.get("metadata") or {}).get(MIGRATION_MARK)
+    return None if mark is None else str(mark)
+
+
 def _own_metadata(config: Mapping[str, Any]) -> dict[str, Any] | None:
     metadata = config.get("metadata")
     if metadata is None:
         return None
-    return {key: value for key, value in metadata.items() if key != RESTORE_MARK}
+    return {key: value for key, value in metadata.items() if key not in _MARKS}
 
 
 def _comparable(config: Mapping[str, Any], payload_schema: Mapping[str, Any]) -> dict[str, Json]:

@@ -6,27 +6,24 @@ acknowledges vectors of a wrong name or size and drops them (sources.md §0.6).
 """
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import orjson
 
 from ferry.archive.points import Batch
-from ferry.errors import NodeError, NodeRefusedError, NodeUnreachableError, StoppedError
+from ferry.errors import NodeRefusedError, NodeUnreachableError, StoppedError
 from ferry.models import Progress, ShardKey, no_progress
 from ferry.qdrant.cluster import Cluster
-from ferry.qdrant.http import BusyError, WrongRequestError, path_of
+from ferry.qdrant.http import WrongRequestError, path_of
 from ferry.qdrant.node import Node
+from ferry.qdrant.rota import Rota
 from ferry.qdrant.rounding import half_cosine_vectors, points_json, sent_exactly
 
 FEWEST_IN_FLIGHT, MOST_IN_FLIGHT = 2, 4  # more only wait in the nodes' queues (sources.md §1)
 # A node answers for a replica that is away only after 30 s of consensus (seen on 1.16.3): listen longer than that.
 WRITE_SECONDS = 60.0
-AWAY_SECONDS = 120.0  # a node that is restarted or stopped for a minute is waited for
-FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 0.25, 8.0
-LONGEST_PAUSE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 0.5
 # A filter that no point passes: points that are there are not updated (1.16 on; before, it is not known and ignored).
 INSERT_ONLY = b',"update_filter":{"must":[{"has_id":[]}]}'
@@ -63,8 +60,8 @@ def write_keyed_points(
     """Upsert batches, each under its own shard key; as many are in memory as are in flight: 2 to 4.
 
     ``progress`` gets the points of each acknowledged batch, or 0 twice a second, and may raise to stop. The first
-    failure stops the rest; batches that were sent by then may have been applied. Raises NodeRefusedError naming the
-    point that a node refuses, NodeError when no node has taken a batch for ``AWAY_SECONDS``, and what a node says that
+    failure stops the rest; batches that were sent by then may have been applied. Raises PointRefusedError naming
+    the point that a node refuses, NodeError when no node has taken a batch for two minutes, and what a node says that
     no waiting mends: no right, no such collection, no space.
     """
     writer, written = _Writer(cluster, collection, INSERT_ONLY if insert_only else b""), 0
@@ -100,7 +97,7 @@ class _Writer:
         self._params = {"wait": "true", "ordering": "weak"}
         self._seconds = max(cluster.profile.timeout_seconds, WRITE_SECONDS)
         self._stop = threading.Event()
-        self._rota = _Rota(cluster.nodes, self._pause)
+        self._rota = Rota(cluster.nodes, f"has taken points of {collection}")
         self._halves = half_cosine_vectors(self._config(cluster.nodes))
         self._most_points: int | None = None  # learnt: Qdrant's strict mode and size limit refuse larger batches
 
@@ -143,21 +140,7 @@ class _Writer:
 
     def _send(self, body: bytes) -> None:
         """Send one request until a node has answered that it was applied."""
-        since: float | None = None
-        while True:
-            node = self._rota.next_node()
-            try:
-                self._put(node, body)
-            except BusyError as error:
-                if error.retry_after_seconds is None:
-                    since = self._failed(node, error, since)
-                else:  # a limit is no fault
-                    self._pause(min(error.retry_after_seconds, LONGEST_PAUSE_SECONDS))
-            except NodeUnreachableError as error:
-                since = self._failed(node, error, since)
-            else:
-                self._rota.worked(node)
-                return
+        self._rota.ask(lambda node: self._put(node, body), self._pause)
 
     def _put(self, node: Node, body: bytes) -> None:
         with (
@@ -165,18 +148,6 @@ class _Writer:
             node.translated("PUT", self._path),
         ):
             response.read()
-
-    def _failed(self, node: Node, error: NodeUnreachableError, since: float | None) -> float:
-        """Let the node rest; when the batch could first not be sent. Raises NodeError when that is too long ago."""
-        self._rota.failed(node)
-        now = time.monotonic()
-        since = now if since is None else since
-        if now - since < AWAY_SECONDS:
-            return since
-        msg = f"For {now - since:.0f} s no node has taken points of {self._collection}; the last said: {error.message}"
-        raise NodeError(
-            msg, "See which node is away (python -m ferry doctor), start it, then run this again."
-        ) from error
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless a failure elsewhere stops all: then raise StoppedError."""
@@ -194,51 +165,15 @@ class _Writer:
         return dict(nodes[-1].collection(self._collection)["config"])
 
 
-class _Rota:
-    """Which node gets the next request: one after the other, save those that rest because they have failed.
+class PointRefusedError(NodeRefusedError):
+    """A node refuses this point whatever else is sent with it, and why."""
 
-    A node that has failed is tried by one request at a time, after a rest that grows with every failure in a row.
-    """
-
-    def __init__(self, nodes: Sequence[Node], pause: Callable[[float], None]) -> None:
-        self._nodes = list(nodes)
-        self._pause = pause
-        self._lock = threading.Lock()
-        self._failures = [0] * len(nodes)
-        self._rests_until = [0.0] * len(nodes)
-        self._following = 0
-
-    def next_node(self) -> Node:
-        """The next node; waits for one that has rested. Raises StoppedError when all is stopped."""
-        self._pause(0.0)
-        while True:
-            with self._lock:
-                now, count = time.monotonic(), len(self._nodes)
-                turn = [(self._following + step) % count for step in range(count)]
-                awake = next((index for index in turn if self._rests_until[index] <= now), None)
-                if awake is not None:
-                    self._following = awake + 1
-                    if self._failures[awake]:
-                        self._rests_until[awake] = now + LONGEST_REST_SECONDS
-                    return self._nodes[awake]
-                rest = min(self._rests_until) - now
-            self._pause(min(rest, FIRST_REST_SECONDS))  # it may be found well before
-
-    def worked(self, node: Node) -> None:
-        """It has done what it was asked."""
-        with self._lock:
-            index = self._nodes.index(node)
-            self._failures[index], self._rests_until[index] = 0, 0.0
-
-    def failed(self, node: Node) -> None:
-        """It has not; let it rest."""
-        with self._lock:
-            index = self._nodes.index(node)
-            rest = min(FIRST_REST_SECONDS * 2 ** self._failures[index], LONGEST_REST_SECONDS)
-            self._failures[index] += 1
-            self._rests_until[index] = time.monotonic() + rest
+    point_id: int | str
+    reason: str
 
 
-def _refused(collection: str, point_id: int | str, error: NodeRefusedError) -> NodeRefusedError:
+def _refused(collection: str, point_id: int | str, error: NodeRefusedError) -> PointRefusedError:
     msg = f"Point {point_id} cannot be written to {collection}. {error.message}"
-    return NodeRefusedError(msg, error.remedy or "Correct this point or leave it out; what was written is right.")
+    refused = PointRefusedError(msg, error.remedy or "Correct this point or leave it out; what was written is right.")
+    refused.point_id, refused.reason = point_id, error.message
+    return refused

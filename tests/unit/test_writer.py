@@ -14,7 +14,7 @@ import pytest
 
 from ferry.archive.points import Batch
 from ferry.errors import NodeError, NodeRefusedError, NodeUnreachableError, StoppedError
-from ferry.qdrant import writer
+from ferry.qdrant import rota, writer
 from ferry.qdrant.cluster import Cluster
 from ferry.qdrant.http import BusyError, NotFoundError, ReplyLostError, WrongRequestError
 from ferry.qdrant.writer import write_keyed_points, write_points
@@ -90,8 +90,8 @@ class FakeNode:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rests of milliseconds."""
-    monkeypatch.setattr(writer, "FIRST_REST_SECONDS", 0.002)
-    monkeypatch.setattr(writer, "LONGEST_REST_SECONDS", 0.02)
+    monkeypatch.setattr(rota, "FIRST_REST_SECONDS", 0.002)
+    monkeypatch.setattr(rota, "LONGEST_REST_SECONDS", 0.02)
     monkeypatch.setattr(writer, "HEARTBEAT_SECONDS", 0.01)
 
 
@@ -196,7 +196,7 @@ def test_a_node_that_is_away_is_left_alone_and_used_again_when_it_is_back() -> N
 
 def test_a_whole_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that are all away come back within the limit, and nothing is missing."""
-    monkeypatch.setattr(writer, "AWAY_SECONDS", 5.0)
+    monkeypatch.setattr(rota, "AWAY_SECONDS", 5.0)
     target, until = Target(2), time.monotonic() + 0.15
 
     def away(_node: FakeNode, _points: Points) -> None:
@@ -210,7 +210,7 @@ def test_a_whole_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nodes_that_stay_away_fail_the_write_with_what_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the limit the error says how long, where and why, and is none that is tried again at once."""
-    monkeypatch.setattr(writer, "AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(rota, "AWAY_SECONDS", 0.1)
     target = Target(2)
 
     def away(node: FakeNode, _points: Points) -> None:
@@ -225,7 +225,7 @@ def test_nodes_that_stay_away_fail_the_write_with_what_they_said(monkeypatch: py
 
 def test_a_limit_is_waited_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """429 with Retry-After is no failure, however often; the pause is the one that Qdrant asks for."""
-    monkeypatch.setattr(writer, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(rota, "AWAY_SECONDS", 0.0)
     target, times = Target(1), []
 
     def busy(_node: FakeNode, _points: Points) -> None:
@@ -304,8 +304,8 @@ def test_what_no_waiting_mends_is_raised_at_once(error: NodeRefusedError) -> Non
 
 def test_a_cancel_ends_it_while_every_node_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is called while nothing happens, may raise, and then every thread ends, those that rest among them."""
-    monkeypatch.setattr(writer, "LONGEST_REST_SECONDS", 60.0)
-    monkeypatch.setattr(writer, "FIRST_REST_SECONDS", 60.0)
+    monkeypatch.setattr(rota, "LONGEST_REST_SECONDS", 60.0)
+    monkeypatch.setattr(rota, "FIRST_REST_SECONDS", 60.0)
     target = Target(2)
 
     def away(_node: FakeNode, _points: Points) -> None:
