@@ -21,6 +21,7 @@ from ferry.errors import ArchiveDamagedError, FerryError
 
 HEARTBEAT_SECONDS = 0.5  # how soon a wish to stop is seen while the engine is silent, as it is during unpacking
 READ_BYTES = 1 << 20
+READER = "ferry.archive.worker"
 KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MALLOC_ARENA_MAX")
 LOG_TAIL_BYTES = 2000
 
@@ -30,11 +31,11 @@ class Worker:
     process with threads, and ``__main__`` of the caller (a Prefect engine, pytest, ``python -c``) is never imported.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, module: str = READER) -> None:
         self.log = log
         with open(log, "wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ferry.archive.worker"],
+                [sys.executable, "-P", "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -49,10 +50,10 @@ class Worker:
     def fileno(self) -> int:
         return self._stdout.fileno()
 
-    def ask(self, job: dict[str, Any]) -> None:
-        """Give the worker a job. Raises `FerryError` if it has died."""
+    def ask(self, job: dict[str, Any], data: bytes = b"") -> None:
+        """Give the worker a job, and bytes that belong to it. Raises `FerryError` if it has died."""
         try:
-            self._stdin.write(orjson.dumps(job) + b"\n")
+            self._stdin.write(orjson.dumps(job) + b"\n" + data)
             self._stdin.flush()
         except BrokenPipeError:
             raise self._death() from None
@@ -74,8 +75,34 @@ class Worker:
 
         ``alive`` gets 0 at least every half second, and may raise. Raises `FerryError` if the worker died.
         """
-        self.ask(job)
         pieces: list[bytes] = []
+        for data in self._arriving(job, alive):
+            *whole, rest = data.split(b"\n")
+            for end in whole:
+                yield b"".join([*pieces, end])
+                pieces = []
+            pieces.append(rest)
+
+    def pages(self, job: dict[str, Any], alive: Callable[[int], None]) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The same of messages that bytes may follow: as many as the message's ``body_bytes`` says."""
+        data, head = bytearray(), None
+        for arrived in self._arriving(job, alive):
+            data += arrived
+            while head is not None or b"\n" in data:
+                if head is None:
+                    end = data.index(b"\n")
+                    head = orjson.loads(data[:end])
+                    del data[: end + 1]
+                size_bytes = head.get("body_bytes", 0)
+                if len(data) < size_bytes:
+                    break
+                yield head, bytes(data[:size_bytes])
+                del data[:size_bytes]
+                head = None
+
+    def _arriving(self, job: dict[str, Any], alive: Callable[[int], None]) -> Iterator[bytes]:
+        """Give the worker a job and yield what it writes as it arrives."""
+        self.ask(job)
         with selectors.DefaultSelector() as selector:
             selector.register(self, selectors.EVENT_READ)
             while True:
@@ -85,11 +112,7 @@ class Worker:
                 data = os.read(self.fileno(), READ_BYTES)
                 if not data:
                     raise self._death()
-                *whole, rest = data.split(b"\n")
-                for end in whole:
-                    yield b"".join([*pieces, end])
-                    pieces = []
-                pieces.append(rest)
+                yield data
 
     def end(self) -> None:
         """End the process and wait for it; it has nothing to save."""
@@ -103,21 +126,21 @@ class Worker:
         code = self._process.wait()
         tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        fact = f"A worker process that read an archive ended early with {how}; no data was changed."
+        fact = f"A worker process ended early with {how}; no data was changed."
         return FerryError(f"{fact} {tail}".strip(), _remedy(-code))
 
 
 class Crew:
     """Some workers that live as long as the ``with`` block."""
 
-    def __init__(self, size: int, logs: Path) -> None:
+    def __init__(self, size: int, logs: Path, module: str = READER) -> None:
         self.workers: list[Worker] = []
-        self._size, self._logs = size, logs
+        self._size, self._logs, self._module = size, logs, module
 
     def __enter__(self) -> Self:
         try:
             for index in range(self._size):
-                self.workers.append(Worker(self._logs / f"worker-{index}.log"))
+                self.workers.append(Worker(self._logs / f"worker-{index}.log", self._module))
         except BaseException:
             self._end()
             raise

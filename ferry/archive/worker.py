@@ -8,6 +8,7 @@ Jobs: ``{"job": "open", "archive": path, "folder": path, "parts": n, "sample": n
 ``{"job": "scan", "folder": path, "start": id, "stop": id, "sample": n}`` reads a part of an unpacked folder;
 ``{"job": "read", "archive": path, "folder": path, "selection": {…}}`` gives points: for each batch a line of ids and
 hashes and a line with the points themselves. It writes no faster than it is read: the pipe holds it back;
+``{"job": "pages", …, "paging": {…}}`` gives the same points in columns (`ferry.archive.paged`);
 ``count`` with the same fields counts them; ``{"job": "nearest", "archive": …, "folder": …, "search": {…}}`` searches.
 ``{"job": "close"}`` lets go of the folder that is open. ``archive`` may be a file, or the folder that one was unpacked
 to.
@@ -26,6 +27,7 @@ import orjson
 
 from ferry.archive import reader
 from ferry.archive.digest import point_sample
+from ferry.archive.paged import Paging, pages
 from ferry.archive.points import Selection
 from ferry.archive.proof import link_folder
 from ferry.archive.scan import Part, scan
@@ -45,6 +47,7 @@ class Desk:
             "open": self._open,
             "scan": self._scan,
             "read": self._read,
+            "pages": self._pages,
             "close": self._close,
             "count": lambda job: self._at(job).count(chosen_by(Selection(**job["selection"]))),
             "nearest": lambda job: nearest(self._at(job), Search(**job["search"])),
@@ -85,6 +88,14 @@ class Desk:
             carried = [*batch.carried.items()]
             self._write({"ids": batch.ids, "hashes": batch.hashes, "fields": batch.fields, "carried": carried})
             self._out.write(batch.body + b"\n")
+        return points
+
+    def _pages(self, job: dict[str, Any]) -> int:
+        points = 0
+        for page in pages(self._at(job), Selection(**job["selection"]), Paging(**job["paging"])):
+            points += len(page.head["ids"])
+            self._write(page.head)
+            self._out.writelines(page.body)
         return points
 
     def _close(self, job: dict[str, Any]) -> bool:
