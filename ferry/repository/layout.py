@@ -148,6 +148,39 @@ class Keys:
         """The record of the last switch of an alias."""
         return _checked(f"{self.switches_prefix(cluster)}{encode_name(alias)}.json")
 
+    def migration_prefix(self, migration_id: str) -> str:
+        """The folder of one migration: its plan, how far its ranges are, its report."""
+        return f"{self.migrations_prefix}{encode_name(migration_id)}/"
+
+    @property
+    def migrations_prefix(self) -> str:
+        """The folder with one folder for each migration."""
+        return f"{self.prefix}/migrations/"
+
+    def migration_plan(self, migration_id: str) -> str:
+        """The plan of a migration, written once."""
+        return f"{self.migration_prefix(migration_id)}plan.json"
+
+    def migration_range(self, migration_id: str, number: int) -> str:
+        """The checkpoint of one range of a migration's plan."""
+        return f"{self.migration_prefix(migration_id)}ranges/{number}.json"
+
+    def migration_built(self, migration_id: str, shard_id: ShardId) -> str:
+        """The record of a shard that the build writer has finished."""
+        return f"{self.migration_prefix(migration_id)}built/{shard_id}.json"
+
+    def migration_report(self, migration_id: str) -> str:
+        """What a migration that has ended has done."""
+        return f"{self.migration_prefix(migration_id)}report.json"
+
+    def loads_prefix(self, cluster: str) -> str:
+        """The folder with one note for each collection of a cluster whose indexing a migration holds back."""
+        return f"{self.prefix}/loads/{encode_name(cluster)}/"
+
+    def load(self, cluster: str, migration_id: str) -> str:
+        """The note that a migration holds the indexing of its collection back."""
+        return f"{self.loads_prefix(cluster)}{encode_name(migration_id)}.json"
+
     @property
     def conformance(self) -> str:
         """What the trial of the bucket has shown, when and with which settings."""

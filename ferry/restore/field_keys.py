@@ -42,10 +42,10 @@ def keys_by_field(
             continue
         with closing(stored_points(repository, manifest, shard.shard_id, Selection(), progress)) as batches:
             for point in (point for batch in batches for point in orjson.loads(batch.body)):
-                key = _key_of(point, field)
+                key = key_of(point, field)
                 if key is None:
                     wrong += 1
-                    named += [] if len(named) >= NAMED_POINTS else [f"{point['id']} ({_shown(point, field)})"]
+                    named += [] if len(named) >= NAMED_POINTS else [f"{point['id']} ({shown_value(point, field)})"]
                     continue
                 found.add(key)
                 if len(found) > MOST_KEYS:
@@ -72,9 +72,9 @@ def by_field(batches: Iterator[Batch], field: str) -> Iterator[KeyedBatch]:
     for batch in batches:
         point_bytes = len(batch.body) // len(batch.ids)  # about: those of a batch lie beside each other
         for point in orjson.loads(batch.body):
-            key = _key_of(point, field)
+            key = key_of(point, field)
             if key is None:
-                msg = f"Point {point['id']} has {_shown(point, field)} in {field!r}, which can be no shard key."
+                msg = f"Point {point['id']} has {shown_value(point, field)} in {field!r}, which can be no shard key."
                 raise RestoreError(msg)
             held[key].put(point, point_bytes)
             total_bytes += point_bytes
@@ -104,7 +104,7 @@ class _Held:
         return Batch([point["id"] for point in self._points], [], points_json(self._points))
 
 
-def _key_of(point: dict[str, Any], field: str) -> ShardKey | None:
+def key_of(point: dict[str, Any], field: str) -> ShardKey | None:
     """The shard key that a point's payload names, or None where that is no string or unsigned number."""
     value = _value_of(point, field)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
@@ -121,6 +121,6 @@ def _value_of(point: dict[str, Any], field: str) -> Any:
     return payload
 
 
-def _shown(point: dict[str, Any], field: str) -> str:
+def shown_value(point: dict[str, Any], field: str) -> str:
     value = _value_of(point, field)
     return "nothing" if value is None else f"a {type(value).__name__}"

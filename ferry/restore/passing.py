@@ -77,7 +77,7 @@ class Passing:
         return tuple(Finding(severity="warning", subject=self._plan.target, message=message) for message in messages)
 
     def _note_large(self, batch: Batch) -> None:
-        large = [str(point["id"]) for point in orjson.loads(batch.body) if _too_large(point.get("payload"))]
+        large = [str(point["id"]) for point in orjson.loads(batch.body) if too_large(point.get("payload"))]
         self._large += len(large)
         self._named += large[: NAMED_POINTS - len(self._named)]
         if large and self._plan.request.verify != "count":
@@ -115,9 +115,10 @@ def _changed(content: ContentDigest, changes: dict[str, int]) -> ContentDigest:
     return content.model_copy(update={"digest": f"{sum(sums.values()) % _MODULUS:064x}", "ranges": ranges})
 
 
-def _too_large(value: Any) -> bool:
+def too_large(value: Any) -> bool:
+    """Whether a payload, or a value in it, has an integer that one node cannot pass on to another."""
     if isinstance(value, dict):
-        return any(map(_too_large, value.values()))
+        return any(map(too_large, value.values()))
     if isinstance(value, list):
-        return any(map(_too_large, value))
+        return any(map(too_large, value))
     return isinstance(value, int) and value not in _INT64

@@ -8,7 +8,8 @@ from ferry.archive.proof import Proof
 from ferry.connections import Connections
 from ferry.errors import NodeUnreachableError, RestoreError
 from ferry.models import Finding, Progress, ShardId, Value, no_progress
-from ferry.qdrant.writer import AWAY_SECONDS, write_keyed_points
+from ferry.qdrant.rota import AWAY_SECONDS
+from ferry.qdrant.writer import write_keyed_points
 from ferry.restore.field_keys import by_field
 from ferry.restore.passing import Passing
 from ferry.restore.plan import RestorePlan

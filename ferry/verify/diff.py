@@ -32,10 +32,14 @@ FIRST = 20  # named in the report, of each kind
 
 
 class SideReading(Value):
-    """What was read of one side. Points of ranges that are equal by their digests are not read."""
+    """What was read of one side. Points of ranges that are equal by their digests are not read.
+
+    ``digest`` is of all of its points, whatever their shards.
+    """
 
     name: str
     points: int
+    digest: str
     points_read: int
     shards: int
     shards_read: int
@@ -124,9 +128,15 @@ def diff(
 
 
 def compare(
-    a: Side, b: Side, worker: WorkerSettings, write: Callable[[Difference], None], progress: Progress = no_progress
+    a: Side,
+    b: Side,
+    worker: WorkerSettings,
+    write: Callable[[Difference], None],
+    progress: Progress = no_progress,
+    *,
+    explain: bool = True,
 ) -> Comparison:
-    """Compare two open sides; every difference goes to ``write``.
+    """Compare two open sides; every difference goes to ``write``, and without ``explain`` without its fields.
 
     Disk: for each point that is read about 150 bytes on the spool disk, and the archives. Memory: a batch of points.
     """
@@ -136,7 +146,7 @@ def compare(
         for reading in readings:
             reading.read(reads)
         ledger.drop_equal()
-        for reading in readings:
+        for reading in readings if explain else ():
             reading.explain(reads)
         tally = _Tally()
         for difference in ledger.differences(reads.keys):
@@ -232,9 +242,13 @@ class _Reading:
     def result(self) -> SideReading:
         """What was read."""
         read = {shard_id: digest.points for shard_id, digest in self._digests.items()}
+        whole = ShardDigest()
+        for shard in self._shards:
+            whole.merge(_content(shard))
         return SideReading(
             name=self._side.name,
-            points=sum(_content(shard).points for shard in self._shards),
+            points=whole.points,
+            digest=whole.hexdigest,
             points_read=sum(read.values()),
             shards=len(self._shards),
             shards_read=len(read),

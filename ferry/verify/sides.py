@@ -111,7 +111,7 @@ def open_side(repository: str, name: SideName, reader: str) -> Iterator[Side]:
             yield stored
         return
     with Cluster(name.cluster, load_settings().cluster(name.cluster)) as cluster:  # its own: it counts bytes
-        yield _open_live(cluster, name)
+        yield open_live(cluster, name)
 
 
 class StoredSide(Side):
@@ -182,7 +182,7 @@ class StoredSide(Side):
 
 @contextmanager
 def _open_stored(repository: Repository, name: SideName, reader: str) -> Iterator[StoredSide]:
-    manifest, alias = _find_manifest(repository, name)
+    manifest, alias = find_manifest(repository, name)
     keys, cluster, backup_id = repository.keys, manifest.cluster, manifest.backup_id
     point = keys.manifest(cluster, backup_id, manifest.collection)
     with ExitStack() as stack:
@@ -195,8 +195,8 @@ def _open_stored(repository: Repository, name: SideName, reader: str) -> Iterato
         yield side
 
 
-def _find_manifest(repository: Repository, name: SideName) -> tuple[CollectionManifest, str | None]:
-    """The manifest, and the alias of that backup through which it was found."""
+def find_manifest(repository: Repository, name: SideName) -> tuple[CollectionManifest, str | None]:
+    """The manifest, and the alias of that backup through which it was found. Raises BackupNotFoundError."""
     catalog, backup = repository.catalog, name.backup or LATEST
     try:
         return catalog.read_manifest(name.cluster, backup, name.collection), None
@@ -289,7 +289,8 @@ class LiveSide(Side):
         return [Finding(severity="warning", subject=self.name, message=message, remedy=remedy)]
 
 
-def _open_live(cluster: Cluster, name: SideName) -> LiveSide:
+def open_live(cluster: Cluster, name: SideName) -> LiveSide:
+    """A live collection by the clients of its cluster. Raises ConfigurationError where it is not, and LayoutError."""
     layout = cluster.read_layout(include=())
     collection = layout.aliases.get(name.collection, name.collection)
     if collection not in layout.names:

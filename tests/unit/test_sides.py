@@ -8,7 +8,7 @@ import pytest
 from ferry.errors import ConfigurationError, LayoutError
 from ferry.models import ClusterLayout, CollectionLayout, Finding, PeerId, ShardId, ShardLayout
 from ferry.qdrant.cluster import Cluster
-from ferry.verify.sides import LiveSide, SideName, _open_live
+from ferry.verify.sides import LiveSide, SideName, open_live
 from tests.unit import builders
 
 Counts = dict[ShardId, dict[PeerId, int]]
@@ -44,7 +44,7 @@ class FakeCluster:
 
 
 def opened(cluster: FakeCluster, collection: str = "docs") -> LiveSide:
-    return _open_live(cast("Cluster", cluster), SideName(cluster="prod", backup=None, collection=collection))
+    return open_live(cast("Cluster", cluster), SideName(cluster="prod", backup=None, collection=collection))
 
 
 def test_the_fullest_active_replica_is_read_and_equal_ones_are_shared_out() -> None:
