@@ -38,6 +38,10 @@ _MODULES = {
     "gc": "ferry.cli.gc",
     "hold": "ferry.cli.hold",
     "release": "ferry.cli.hold",
+    "migrate": "ferry.cli.migrate",
+    "migrations": "ferry.cli.migrate",
+    "follow": "ferry.cli.follow",
+    "export": "ferry.cli.export",
 }
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -60,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         from ferry.cli.terminal import err
 
-        err().print("Interrupted; what was begun has been taken away, or is by the next run.")
+        err().print("Interrupted; what was begun has been taken away, or is by the next run, or is gone on with.")
         return 130
 
 
@@ -80,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     _add_switching(commands, stored)
     _add_mend(commands, every)
     _add_deleting(commands, stored)
+    _add_migrate(commands, stored)
+    _add_export(commands, stored)
     return whole
 
 
@@ -179,7 +185,13 @@ def _restore_arguments(stored: argparse.ArgumentParser) -> argparse.ArgumentPars
     one.add_argument("--into", metavar="NAME", help="name of the new collection")
     one.add_argument("--alias", metavar="NAME", help="point this alias at it, last")
     one.add_argument("--json", action="store_true", help="the plan as JSON; with --dry-run, or the command plan")
-    shape = one.add_argument_group("what the new collection shall have otherwise than the backup")
+    _add_shape(one)
+    return one
+
+
+def _add_shape(of: argparse.ArgumentParser) -> None:
+    """What ferry.cli.restore.shape_of reads."""
+    shape = of.add_argument_group("what the new collection shall have otherwise than the old one")
     shape.add_argument(
         "--shard-number", type=_at_least(1), metavar="N", help="shards; of each key where it has shard keys"
     )
@@ -190,7 +202,6 @@ def _restore_arguments(stored: argparse.ArgumentParser) -> argparse.ArgumentPars
     shape.add_argument("--key-field", metavar="FIELD", help="payload field whose value becomes a point's shard key")
     shape.add_argument("--on-disk", action=argparse.BooleanOptionalAction, help="where the vectors shall be")
     shape.add_argument("--quantization", metavar="JSON", help="another quantization_config; {} for none")
-    return one
 
 
 def _target_arguments(stored: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -270,6 +281,66 @@ def _add_deleting(commands: Commands, stored: argparse.ArgumentParser) -> None:
         command.add_argument("backup", help="its id" if command is release else "its id, or latest")
     hold.add_argument("--reason", required=True, metavar="TEXT", help="why, for whoever asks in some years")
     hold.add_argument("--by", default=getpass.getuser(), metavar="WHO", help="who wants it (default: you)")
+
+
+def _add_migrate(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    known = commands.add_parser("migrations", parents=[stored], help="migrations of a repository, and how far each is")
+    known.add_argument("--cluster", metavar="NAME", help="only those into this cluster")
+    known.add_argument("--json", action="store_true")
+    follow = commands.add_parser("follow", parents=[stored], help="keep the old collection equal after a cut-over")
+    follow.add_argument("migration", help="its id; see migrations")
+    follow.add_argument("--alias", required=True, metavar="NAME", help="the alias that was moved")
+    follow.add_argument("--every", type=float, default=30, metavar="SECONDS", help="from pass to pass (30)")
+    follow.add_argument("--once", action="store_true", help="once, until both are equal; right before a roll-back")
+    migrate = commands.add_parser("migrate", parents=[stored], help="bring a collection from anywhere into a new one")
+    sources = "live:CLUSTER/COLLECTION, CLUSTER/BACKUP/COLLECTION of a backup, or parquet:FOLDER"
+    migrate.add_argument("source", metavar="SOURCE", help=sources)
+    migrate.add_argument("--cluster", required=True, metavar="NAME", help="the cluster to migrate to")
+    migrate.add_argument("--into", required=True, metavar="NAME", help="name of the new collection")
+    migrate.add_argument("--filter", metavar="JSON", help="only points that Qdrant's filter selects; @FILE reads it")
+    migrate.add_argument("--replication-factor", type=_at_least(1), metavar="N", help="copies of each shard")
+    migrate.add_argument("--writer", choices=("stream", "build"), help="send points, or build whole shards here")
+    migrate.add_argument("--readers", type=_at_least(1), default=4, metavar="N", help="ranges read at a time (4)")
+    migrate.add_argument("--leave-out-refused", action="store_true", help="go on without points that Qdrant refuses")
+    migrate.add_argument("--keep-deleted", action="store_true", help="leave points that the source has lost meanwhile")
+    migrate.add_argument("--alias", metavar="NAME", help="point this alias at the new collection, last")
+    migrate.add_argument(
+        "--keep-days", type=_at_least(0), default=KEEP_DAYS, metavar="N", help="days the alias's old one is kept (7)"
+    )
+    migrate.add_argument("--restart", action="store_true", help="forget what an earlier run of it has done")
+    migrate.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    migrate.add_argument("--json", action="store_true", help="the plan, or the report, as JSON")
+    _add_shape(migrate)
+    _add_changes(migrate)
+
+
+def _add_export(commands: Commands, stored: argparse.ArgumentParser) -> None:
+    export = commands.add_parser("export", parents=[stored], help="a collection, live or of a backup, as Parquet files")
+    export.add_argument("source", metavar="SOURCE", help="live:CLUSTER/COLLECTION, or CLUSTER/BACKUP/COLLECTION")
+    export.add_argument("location", metavar="FOLDER", help="an empty folder, or s3://BUCKET/PREFIX of the repository")
+    export.add_argument("--filter", metavar="JSON", help="only points that Qdrant's filter selects; @FILE reads it")
+    export.add_argument("--vector", action="append", metavar="NAME", help="only this vector; repeatable")
+    export.add_argument("--readers", type=_at_least(1), default=4, metavar="N", help="files written at a time (4)")
+
+
+def _add_changes(of: argparse.ArgumentParser) -> None:
+    """What ferry.cli.migrate.changes_of reads."""
+    changes = of.add_argument_group("what its points shall have otherwise")
+    changes.add_argument(
+        "--rename-vector", action="append", default=[], metavar="OLD=NEW", help="a vector; the unnamed one is '': =NEW"
+    )
+    changes.add_argument("--drop-vector", action="append", default=[], metavar="NAME", help="repeatable")
+    changes.add_argument("--rename-field", action="append", default=[], metavar="OLD=NEW", help="of the payload")
+    changes.add_argument("--drop-field", action="append", default=[], metavar="NAME", help="of the payload; repeatable")
+    changes.add_argument(
+        "--field-type",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        help="integer, float, keyword, bool, or datetime; of the payload, by the new name",
+    )
+    changes.add_argument("--datatype", choices=("float32", "float16", "uint8"), help="of all dense vectors")
+    changes.add_argument("--distance", metavar="NAME", help="refused unless it is the source's")
 
 
 if __name__ == "__main__":

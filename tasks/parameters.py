@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ferry.errors import ConfigurationError
+from ferry.migration.plan import Changes, WriterKind
 from ferry.profiles import NAME_PATTERN
 from ferry.restore.shape import Shape
 from ferry.settings import read_settings
@@ -32,19 +33,25 @@ else:
     PolicyName = _choices("policies")
 
 __all__ = [
+    "Changes",
     "ClusterName",
     "KeepDays",
     "Name",
     "Pattern",
     "PolicyName",
+    "Readers",
     "Replication",
     "RepositoryName",
     "Seconds",
     "Shape",
+    "SourceKind",
+    "WriterKind",
 ]
 
 # Plain bounds survive into the form; descriptions come from the flow's docstring (facts/prefect.md §2).
 Replication = Annotated[int, Field(ge=1, le=64)]
+Readers = Annotated[int, Field(ge=1, le=64)]
+SourceKind = Literal["live collection", "backup", "parquet"]
 Seconds = Annotated[float, Field(ge=0, le=86400)]
 KeepDays = Annotated[int, Field(ge=0, le=3650)]
 Name = Annotated[str, Field(min_length=1, max_length=255)]

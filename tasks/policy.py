@@ -123,7 +123,7 @@ def progress(label: str, total: int, watch: LeaseWatch | None = None, worth: int
     ``watch`` is needed where the step may run in another process than its flow.
     """
     require_going(label, watch)
-    shown = _Shown(label)
+    shown = Shown(label)
     done, at = 0, time.monotonic()
 
     def tell(more: int) -> None:
@@ -138,7 +138,7 @@ def progress(label: str, total: int, watch: LeaseWatch | None = None, worth: int
     return tell
 
 
-class _Shown:
+class Shown:
     """One progress bar in the UI. Sent by the way: a transfer never waits for Prefect's server."""
 
     def __init__(self, label: str) -> None:
@@ -147,9 +147,10 @@ class _Shown:
         self._percent = 0.0
         self._under_way = threading.Event()
 
-    def show(self, percent: float) -> None:
-        """Show it; while an earlier update is under way only the newest number is kept."""
+    def show(self, percent: float, label: str | None = None) -> None:
+        """Show it, with another label if need be; while an earlier update is under way only the newest is kept."""
         self._percent = percent
+        self._label = label or self._label
         if not self._under_way.is_set():
             self._under_way.set()
             post.send(self._send, wait=False)
@@ -159,4 +160,4 @@ class _Shown:
         if self._id is None:
             self._id = create_progress_artifact(progress=self._percent, description=self._label)
         else:
-            update_progress_artifact(artifact_id=self._id, progress=self._percent)
+            update_progress_artifact(artifact_id=self._id, progress=self._percent, description=self._label)

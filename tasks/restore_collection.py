@@ -102,7 +102,7 @@ def fill_target(planned: RestorePlan, replicas: list[steps.ReplicaWork], lease: 
     held = (lease.key, lease.fencing)
     lanes = run.lanes_of_streams(_connections(planned.request), planned)
     send: Any = stream_shard
-    return _in_lanes(lambda source, after: send.submit(planned, source, held, wait_for=after), lanes, lease)
+    return in_lanes(lambda source, after: send.submit(planned, source, held, wait_for=after), lanes, lease)
 
 
 @step("stream shard", "stream shard {source.source}")
@@ -118,10 +118,10 @@ def stream_shard(planned: RestorePlan, source: PlannedStream, lease: tuple[str, 
 def on_every_replica(work: Any, replicas: list[steps.ReplicaWork], what: str, lease: Lease) -> list[Any]:
     """Run a task for each replica: nodes beside each other, one replica at a time on each; raises what failed."""
     lanes = steps.lanes_of_replicas(replicas)
-    return _in_lanes(lambda replica, after: work.submit(replica, wait_for=after), lanes, lease, what)
+    return in_lanes(lambda replica, after: work.submit(replica, wait_for=after), lanes, lease, what)
 
 
-def _in_lanes(
+def in_lanes(
     submit: Callable[[Any, Any], PrefectFuture[Any]],
     lanes: Sequence[Sequence[Any]],
     lease: Lease,

@@ -75,17 +75,20 @@ def shape_of(given: argparse.Namespace) -> Shape:
         return Shape.model_validate(wishes)
     except ValidationError as error:
         told = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
-        raise ConfigurationError(f"{told}.", "See python -m ferry restore --help.") from None
+        raise ConfigurationError(f"{told}.", "See the command's --help.") from None
 
 
-def pairs(given: list[str], option: str) -> dict[str, str]:
-    """What stands before and behind the = of each argument. Raises ConfigurationError for one without, or for two."""
+def pairs(given: list[str], option: str, *, unnamed: bool = False) -> dict[str, str]:
+    """What stands before and behind the = of each argument; before it may be nothing where that is a name, too.
+
+    Raises ConfigurationError for one without, or for two.
+    """
     found: dict[str, str] = {}
     for text in given:
         old, sign, new = text.partition("=")
-        if not (old and sign and new) or found.get(old, new) != new:
+        if not ((old or unnamed) and sign and new) or found.get(old, new) != new:
             msg = f"{option} {text}: it must be OLD=NEW, and once for each OLD."
-            raise ConfigurationError(msg, "See python -m ferry restore --help.")
+            raise ConfigurationError(msg, "See the command's --help.")
         found[old] = new
     return found
 

@@ -65,6 +65,7 @@ def test_the_readme_tells_the_tasks_of_each_flow_in_order() -> None:
     import tasks.finish_restore
     import tasks.hold_backup
     import tasks.mend_collection
+    import tasks.migrate_collection
     import tasks.prune_backups
     import tasks.recover_points
     import tasks.restore_cluster
@@ -76,6 +77,7 @@ def test_the_readme_tells_the_tasks_of_each_flow_in_order() -> None:
     readme = (ROOT / "README.md").read_text()
     modules = (tasks.back_up_cluster, tasks.restore_collection, tasks.restore_cluster, tasks.verify_backup)
     modules = (*modules, tasks.restore_in_place, tasks.mend_collection, tasks.finish_restore, tasks.roll_back_restore)
+    modules = (*modules, tasks.migrate_collection)
     for module in (*modules, tasks.compare_backups, tasks.recover_points, tasks.prune_backups, tasks.hold_backup):
         flow = module.__name__.removeprefix("tasks.")
         [row] = re.findall(rf"^\| `{flow}` \| ([^|]+) \|", readme, re.MULTILINE)
