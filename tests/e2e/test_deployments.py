@@ -40,11 +40,11 @@ class Prefect:
         return self.post(f"/deployments/{found['id']}/create_flow_run", body)
 
     def finish(self, run_id: str) -> dict[str, Any]:
-        """Wait for a run to end."""
+        """Wait for a run to end, or to ask for something."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             state: dict[str, Any] = self.http.get(f"/flow_runs/{run_id}").raise_for_status().json()["state"]
-            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "PAUSED"):
                 return state
             time.sleep(0.5)
         raise AssertionError(f"flow run {run_id} did not end")
@@ -91,6 +91,8 @@ def test_backup_and_restore_by_the_api(workshop: Workshop, prefect: Prefect) -> 
     (noted,) = workshop.objects("restores/target/")
     assert workshop.read(noted)["verdict"] == "equal"
 
+    migrate_with_approval(workshop, prefect)
+
     missing = prefect.start("restore-collection/restore", {"collection": "wordz"}, "r-3").json()
     state = prefect.finish(missing["id"])
     assert state["type"] == "FAILED"
@@ -101,3 +103,25 @@ def test_backup_and_restore_by_the_api(workshop: Workshop, prefect: Prefect) -> 
     artifacts = prefect.post("/artifacts/filter", {}).json()
     keys = {artifact["key"] for artifact in artifacts}
     assert {"plan-source", "backup-source-words", "verdict-source", "plan-target-words"} <= keys
+    assert {"migration-target-words-3", "migrated-target-words-3", "cut-over-target-words-3"} <= keys
+
+
+def migrate_with_approval(workshop: Workshop, prefect: Prefect) -> None:
+    """A migration is suspended until somebody answers; only then the alias moves, and nothing is copied twice."""
+    wish = {"collection": "words", "into": "words-3", "alias": "words-live", "shape": {"shard_number": 5}}
+    run = prefect.start("migrate-collection/migrate", wish, "m-1").json()
+    asking = prefect.finish(run["id"])
+    assert asking["type"] == "PAUSED", asking.get("message")
+    target = workshop.clusters["target"].urls[0]
+    aliases = httpx.get(f"{target}/aliases").json()["result"]["aliases"]
+    assert aliases == [{"alias_name": "words-live", "collection_name": "words-2"}]
+    copied = {name: workshop.read(name) for name in workshop.objects("migrations/") if "/ranges/" in name}
+    assert sum(state["written"] for state in copied.values()) == 2_000
+
+    prefect.post(f"/flow_runs/{run['id']}/resume", {"run_input": {"go_on": True}}).raise_for_status()
+    assert prefect.finish(run["id"])["type"] == "COMPLETED"
+    aliases = httpx.get(f"{target}/aliases").json()["result"]["aliases"]
+    assert aliases == [{"alias_name": "words-live", "collection_name": "words-3"}]
+    counted = httpx.post(f"{target}/collections/words-live/points/count", json={"exact": True}).json()["result"]
+    assert counted == {"count": 2_000}
+    assert {name: workshop.read(name) for name in copied} == copied

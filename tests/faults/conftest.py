@@ -44,6 +44,7 @@ def collected() -> Iterator[None]:
 
 
 BACK_UP = "flows.back_up_cluster:back_up_cluster"
+MIGRATE = "flows.migrate_collection:migrate_collection"
 RESTORE = "flows.restore_collection:restore_collection"
 SOURCE = {"cluster": "source", "repository": "main"}
 TARGET = {

@@ -18,6 +18,7 @@ from typing import Any
 DELAYS = [0.2, 0.5, 1.0, 2.0]
 TASK_MODULES = (
     "tasks.back_up_cluster",
+    "tasks.migrate_collection",
     "tasks.restore_cluster",
     "tasks.restore_collection",
     "tasks.restore_in_place",

@@ -12,8 +12,8 @@ import pytest
 from ferry.qdrant.node import Node
 from sandbox.fault_proxy import FaultProxy
 from sandbox.prefect_server import PrefectServer, PrefectWorker
-from tests.faults.conftest import BACK_UP, RESTORE, SOURCE, TARGET, Runs
-from tests.faults.scene import ALIAS, LIVE, Scene, later, names_and_aliases, soon
+from tests.faults.conftest import BACK_UP, MIGRATE, RESTORE, SOURCE, TARGET, Runs
+from tests.faults.scene import ALIAS, LIVE, Scene, later, names_and_aliases, session, soon
 
 ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 30.0  # after that Prefect's runner kills
@@ -80,6 +80,34 @@ def test_a_restore_that_is_signalled_drops_what_it_made(
     assert names_and_aliases(target) == ({LIVE}, {ALIAS: LIVE})
     scene.require_sound()
     assert runs_of(prefect_server, "restore-collection")[0]["state"]["type"] == "CRASHED"
+
+
+def test_a_migration_that_is_signalled_is_gone_on_with(scene: Scene, runs: Runs, prefect_server: PrefectServer) -> None:
+    """A signal after the first checkpoint leaves what was copied, indexed; the same form again does only the rest."""
+    wish = {
+        "cluster": "target",
+        "repository": "main",
+        "source_cluster": "source",
+        "collection": "docs",
+        "into": "moved",
+    }
+    pid = runs.start(MIGRATE, wish, at="ferry.migration.records:keep_range_state", signal=int(signal.SIGTERM))
+    assert runs.wait(pid) == f"signal {int(signal.SIGTERM)}"
+    states = [scene.shop.read(key) for key in scene.shop.objects("migrations/") if "/ranges/" in key]
+    assert any(state["done"] for state in states)
+    target = scene.shop.clusters["target"]
+    with session(target) as http:
+        config = http.get("/collections/moved").json()["result"]["config"]
+    assert config["optimizer_config"]["indexing_threshold"] != 0
+    assert names_and_aliases(target) == ({LIVE, "moved"}, {ALIAS: LIVE})
+    scene.require_sound()
+    assert runs_of(prefect_server, "migrate-collection")[0]["state"]["type"] == "CRASHED"
+
+    again = runs.start(MIGRATE, {**wish, "readers": 1})
+    assert runs.wait(again) == "exit 0", runs.output(again)[-3000:]
+    (report,) = [scene.shop.read(key) for key in scene.shop.objects("migrations/") if key.endswith("report.json")]
+    assert (report["verdict"], report["read"], report["written"]) == ("equal", 240, 240)
+    scene.require_sound()
 
 
 def test_a_collection_that_appears_after_the_interrupt_is_dropped(

@@ -134,7 +134,7 @@ class Eavesdropper(ExitStack):
 def changes_something(request_line: str) -> bool:
     """Whether a request of Qdrant or S3 may change anything: all but GET, HEAD and POSTs that read points."""
     method, path, *_ = request_line.split(" ")
-    reads = path.partition("?")[0].endswith(("/points/count", "/points/scroll", "/points"))
+    reads = path.partition("?")[0].endswith(("/points/count", "/points/scroll", "/points/query", "/points"))
     return method not in ("GET", "HEAD") and not (method == "POST" and reads)
 
 

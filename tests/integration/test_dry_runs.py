@@ -49,6 +49,14 @@ FLOWS: dict[str, dict[str, Any]] = {
         "patience_seconds": 0,
         "dry_run": True,
     },
+    "migrate_collection": {
+        **TARGET,
+        "source_cluster": "source",
+        "collection": DOCS,
+        "into": "migrated",
+        "alias": ALIAS,
+        "dry_run": True,
+    },
     "prune_backups": {**SOURCE, "policy": "strict", "dry_run": True},
 }
 # Command lines that must change nothing, and what they say when they have found what there is to do or to see.
@@ -66,6 +74,8 @@ LINES = {
     f"finish --cluster target --alias {ALIAS} --now --dry-run": "Would be dropped: old",
     f"roll-back --cluster target --alias {ALIAS} --drop-new --dry-run": "old",
     "mend target new --replication-factor 1 --patience 0 --dry-run": "surplus",
+    f"migrate live:source/{DOCS} --cluster target --into migrated --alias {ALIAS} --dry-run": "by the writer stream",
+    "migrations": "No migrations",
     "prune --cluster source --policy strict": "1 are to be deleted",
     "gc --cluster source --policy strict --all": "shards/7.1.snapshot",
 }
@@ -81,6 +91,8 @@ READING_LINES = {
 }
 # What has no dry run, and why.
 CHANGING = {
+    "follow": "makes the old collection of a migration what the new one is, pass by pass",
+    "export": "writes files into an empty folder, and says how many points they hold",
     "doctor": "tries the bucket with objects of its own",
     "hold": "puts one document, and says so",
     "hold_backup": "puts or takes away one document, and says so",
@@ -224,5 +236,10 @@ def test_requests_that_change_something_are_known() -> None:
         "POST /ferry/prefix/a.snapshot?uploads",
     ):
         assert changes_something(f"{line} HTTP/1.1")
-    for line in ("GET /collections", "HEAD /ferry/a", "POST /collections/a/shards/0/points/count"):
+    for line in (
+        "GET /collections",
+        "HEAD /ferry/a",
+        "POST /collections/a/shards/0/points/count",
+        "POST /collections/a/points/query",
+    ):
         assert not changes_something(f"{line} HTTP/1.1")
