@@ -16,6 +16,7 @@ from benchmarks import (
     bench_flow,
     bench_many,
     bench_memory,
+    bench_migration,
     bench_proof,
     bench_restore,
     bench_stall,
@@ -39,6 +40,7 @@ AREAS: dict[str, Callable[[Stage, Sizes], list[Figure]]] = {
         stage, sizes.stall_points, sizes.rounds, sizes.stall_rest_seconds
     ),
     "many": lambda stage, sizes: bench_many.measure(stage, *sizes.many),
+    "migration": lambda stage, sizes: bench_migration.measure(stage, sizes.migration),
     "orchestration": lambda stage, sizes: bench_flow.measure(stage, sizes.flow_points, sizes.rounds),
 }
 

@@ -27,12 +27,13 @@ class Shape:
     shards: int = 1
     replication: int = 1
     text_bytes: int = 0
+    dimensions: int = DIMENSIONS
 
 
 def load(url: str, shape: Shape) -> None:
     """Create the collection without HNSW (an index would take minutes and move no other bytes) and fill it."""
     settings = {
-        "vectors": {"size": DIMENSIONS, "distance": "Cosine"},
+        "vectors": {"size": shape.dimensions, "distance": "Cosine"},
         "shard_number": shape.shards,
         "replication_factor": shape.replication,
         "optimizers_config": {"indexing_threshold": 0},
@@ -64,7 +65,7 @@ def _batches(shape: Shape) -> Iterator[bytes]:
     random = np.random.default_rng(20_261_122)
     for start in range(0, shape.points, BATCH_POINTS):
         numbers = range(start, min(start + BATCH_POINTS, shape.points))
-        rows = random.integers(-9, 10, size=(len(numbers), DIMENSIONS), dtype=np.int8)
+        rows = random.integers(-9, 10, size=(len(numbers), shape.dimensions), dtype=np.int8)
         batch = []
         for row, number in zip(rows, numbers, strict=True):
             payload: dict[str, Any] = {"n": number, "title": f"document {number}"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.bench_migration import Moved
 from benchmarks.data import Shape
+from sandbox.binaries import WORDS_COUNT
 
 MIB = 1 << 20
 
@@ -24,13 +26,53 @@ class Sizes:
     stall_points: int
     stall_rest_seconds: float
     many: tuple[int, int]  # small collections, and shards of one collection
+    migration: tuple[Moved, ...]
 
 
 # Archives of about 20 MB, and of 1.1 GB with 4 KiB of text each.
 _SMALL, _LARGE = Shape("bench-small", 6_000), Shape("bench-large", 145_000, text_bytes=4096)
 
 SIZES = {
-    "full": Sizes(5, 1, 90_000, 60_000, 30_000, 200_000, (_SMALL, _LARGE), 256 * MIB, 150_000, 3.0, (200, 64)),
-    "quick": Sizes(1, 1, 8_000, 6_000, 3_000, 20_000, (_SMALL,), 64 * MIB, 20_000, 1.0, (20, 16)),
-    "tiny": Sizes(1, 0, 1_000, 900, 600, 1_000, (Shape("bench-small", 500),), 4 * MIB, 1_000, 0.2, (3, 4)),
+    "full": Sizes(
+        rounds=5,
+        warm_rounds=1,
+        backup_points=90_000,
+        restore_points=60_000,
+        flow_points=30_000,
+        proof_points=200_000,
+        memory_shapes=(_SMALL, _LARGE),
+        disk_bytes=256 * MIB,
+        stall_points=150_000,
+        stall_rest_seconds=3.0,
+        many=(200, 64),
+        migration=(Moved(True, WORDS_COUNT, 3, 10_000), Moved(False, 200_000, 1, 10_000)),
+    ),
+    "quick": Sizes(
+        rounds=1,
+        warm_rounds=1,
+        backup_points=8_000,
+        restore_points=6_000,
+        flow_points=3_000,
+        proof_points=20_000,
+        memory_shapes=(_SMALL,),
+        disk_bytes=64 * MIB,
+        stall_points=20_000,
+        stall_rest_seconds=1.0,
+        many=(20, 16),
+        migration=(Moved(True, 10_000, 1, 100),),
+    ),
+    "tiny": Sizes(
+        rounds=1,
+        warm_rounds=0,
+        backup_points=1_000,
+        restore_points=900,
+        flow_points=600,
+        proof_points=1_000,
+        memory_shapes=(Shape("bench-small", 500),),
+        disk_bytes=4 * MIB,
+        stall_points=1_000,
+        stall_rest_seconds=0.2,
+        many=(3, 4),
+        migration=(Moved(False, 600, 1, 100),),
+    ),
 }

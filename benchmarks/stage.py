@@ -77,6 +77,7 @@ class Stage:
         lines = [
             f"[clusters.{CLUSTER}]",
             f"nodes = {json.dumps(self.cluster.urls)}",
+            f"grpc_nodes = {json.dumps(self.cluster.grpc_urls)}",
             f'headroom = {{kind = "local", paths = {json.dumps(paths)}}}',
             f"[repositories.{REPOSITORY}]",
             *(f"{name} = {json.dumps(value)}" for name, value in bucket.items()),
