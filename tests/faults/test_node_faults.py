@@ -173,6 +173,7 @@ def test_a_frozen_node_is_waited_for(source: Scene) -> None:
     source.require_sound()
 
 
+@pytest.mark.soak  # killed and back at every step: test_nodes_lost_in_restore.py
 def test_a_target_node_that_restarts_during_recover(
     three_nodes: QdrantCluster,
     fragile: QdrantCluster,

@@ -59,8 +59,15 @@ def test_a_holder_that_was_frozen_commits_nothing(scene: Scene, runs: Runs, at: 
     scene.require_sound()
 
 
-@pytest.mark.parametrize("next_one", [(), ("--include", "docs")], ids=["continued", "given up"])
-@pytest.mark.parametrize("place", ["/manifest.json", "/backup.json"])
+@pytest.mark.parametrize(
+    ("place", "next_one"),
+    [
+        pytest.param("/manifest.json", (), id="manifest, continued", marks=pytest.mark.soak),
+        pytest.param("/manifest.json", ("--include", "docs"), id="manifest, given up"),
+        pytest.param("/backup.json", (), id="record, continued"),
+        pytest.param("/backup.json", ("--include", "docs"), id="record, given up", marks=pytest.mark.soak),
+    ],
+)
 def test_the_store_refuses_the_commit_of_a_holder_that_was_taken_for_dead(
     workshop: Workshop, next_one: tuple[str, ...], place: str
 ) -> None:

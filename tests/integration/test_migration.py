@@ -225,7 +225,10 @@ def test_what_a_dead_migration_holds_back_is_put_back_by_the_next_one(
     assert migrate(docs, into="dead").verdict == "equal"
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] * (name not in ("named", "payload", "strict"))) for name in SAMPLES],
+)
 def test_whatever_a_collection_holds_arrives_as_it_was(workshop: Workshop, name: str) -> None:
     """Every kind of vector, payload, id and setting, strict mode too: the digests say equal, and so does REST."""
     with Api(workshop.clusters["source"].urls[0]) as api:

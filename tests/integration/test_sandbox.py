@@ -409,6 +409,7 @@ def test_a_half_failed_up_leaves_nothing(tmp_path: Path) -> None:
         socket.create_connection((LOOPBACK, s3_port), timeout=1)
 
 
+@pytest.mark.soak  # tests/e2e starts both, too
 def test_prefect_server_and_worker_answer(tmp_path: Path) -> None:
     """A real Prefect server is healthy, and its worker is online on its pool; both end by pid."""
     with PrefectServer(tmp_path / "prefect") as server:
